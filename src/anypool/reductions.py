@@ -1,0 +1,239 @@
+"""Algebra: what is done with the inputs of a window?
+
+A reduction is a declaration: how an element is lifted into a state, how states merge, how a state becomes a result.
+States are tuples of arrays; the functions here work on NumPy arrays of any shape and are the definition. Backends may
+run the same names faster, and say so in ``supports``. Nothing here knows rank, layout, padding or backends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+State = tuple[Array, ...]
+
+LOG2E = 1.0 / math.log(2.0)
+ZERO_EXPONENT = -(2.0**1020)
+
+
+# ---- merging: (state of the earlier inputs, state of the later inputs) -> state --------------------------------------
+
+
+def _better(left: Array, right: Array, larger: bool) -> Any:
+    """Return where the later value wins: it must be better, not equal; but a NaN beats everything, the last NaN too."""
+    wins = right > left if larger else right < left
+    return wins | (right != right)
+
+
+def _select(larger: bool) -> Callable[[State, State], State]:
+    def merge(left: State, right: State) -> State:
+        wins = _better(left[0], right[0], larger)
+        if len(left) == 2:  # with positions: the order is total, so any order of merging gives the same winner
+            (a, i), (b, j) = left, right
+            both_nan = (a != a) & (b != b)
+            wins = np.where(both_nan, j > i, (wins & ~(a != a)) | ((a == b) & (j < i)))
+            return np.where(wins, b, a), np.where(wins, j, i)
+        return (np.where(wins, right[0], left[0]),)
+
+    return merge
+
+
+def _add(left: State, right: State) -> State:
+    return (left[0] + right[0],)
+
+
+def _add_scaled(left: State, right: State) -> State:
+    """Add ``a · 2^b`` numbers: no overflow, no search for a maximum first."""
+    (a, i), (b, j) = left, right
+    top = np.maximum(i, j)
+    shift = -2000  # beyond it a double is zero
+    return a * np.exp2(np.maximum(i - top, shift)) + b * np.exp2(np.maximum(j - top, shift)), top
+
+
+MERGES: dict[str, Callable[[State, State], State]] = {
+    "max": _select(True),
+    "min": _select(False),
+    "sum": _add,
+    "scaled_sum": _add_scaled,
+}
+
+
+def identity(merge: str, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """Return the state of no input at all."""
+    if merge == "sum":
+        return (dtype.type(-0.0 if dtype.kind == "f" else 0),)
+    if merge == "scaled_sum":
+        return (0.0, ZERO_EXPONENT)
+    lowest = merge == "max"
+    if dtype.kind == "b":
+        return (np.bool_(not lowest),)
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        return (dtype.type(info.min if lowest else info.max),)
+    return (dtype.type(-np.inf if lowest else np.inf),)
+
+
+# ---- lifting: element -> state; and finishing: state -> result -------------------------------------------------------
+
+
+def _power(x: Array, p: float) -> Array:
+    return x * x if p == 2 else np.power(np.abs(x), x.dtype.type(p)) if p != 1 else np.abs(x)
+
+
+def _root(s: Array, p: float) -> Array:
+    return s if p == 1 else np.copysign(np.power(np.abs(s), s.dtype.type(1 / p)), s)
+
+
+def scaled(factor: Array, exponent: Array) -> State:
+    """``factor · 2^exponent`` as a scaled number, for any real exponent."""
+    whole = np.floor(np.where(np.isfinite(exponent), exponent, 0.0))
+    a = factor * np.exp2(exponent - whole)
+    zero = np.isneginf(exponent) | (factor == 0)
+    return np.where(zero, factor * 0.0, a), np.where(zero, ZERO_EXPONENT, whole)
+
+
+LIFTS: dict[str, Callable[[Array, float], State]] = {
+    "none": lambda x, p: (x,),
+    "absolute": lambda x, p: (np.abs(x),),
+    "power": lambda x, p: (_power(x, p),),
+    "signed_power": lambda x, p: (np.copysign(_power(x, p), x),),
+    "exp": lambda x, p: scaled(np.ones_like(x), x * (p * LOG2E)),
+}
+
+FINISHES: dict[str, Callable[[State, float], Array]] = {
+    "none": lambda s, p: s[0],
+    "root": lambda s, p: _root(s[0], p),
+    "signed_root": lambda s, p: _root(s[0], p),
+    "log": lambda s, p: (np.log(s[0]) + s[1] * math.log(2.0)) / p,
+}
+
+
+def lift_gradient(name: str, g: Array, y: Array, p: float) -> State:
+    """Lift a gradient for the adjoint of a power or exponential sum: ``g·|y|^(1-p)`` or ``g·exp(-p·y)``."""
+    if name == "over_exp":
+        return scaled(g, -y * (p * LOG2E))
+    zero = y == 0
+    return scaled(np.where(zero, 0.0, g), (1 - p) * np.log2(np.where(zero, 1.0, np.abs(y))))
+
+
+def finish_gradient(name: str, state: State, x: Array, p: float) -> Array:
+    """Finish that adjoint with the input's own factor: ``exp(p·x)``, or ``|x|^(p-1)`` with or without the sign of x."""
+    a, b = state
+    if name == "times_exp":
+        grown = a * np.exp2(b + x * (p * LOG2E))
+    else:
+        zero = x == 0
+        exponent = b + (p - 1) * np.log2(np.where(zero, 1.0, np.abs(x))) if p != 1 else b
+        grown = a * np.exp2(exponent)
+        if name == "times_power":
+            grown = grown * np.sign(x)
+        elif p != 1:
+            grown = np.where(zero, 0.0, grown)
+    return np.where(a == 0, 0.0, grown)
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One reduction. ``parameter`` names its number (an exponent or a sharpness), ``adjoint`` its gradient.
+
+    The adjoint is ``"select"`` (the winner takes the gradient) or a pair ``(lift, finish)``: the gradient of x is
+    ``finish(x) * sum over the windows that saw x of lift(gradient, y)``.
+    """
+
+    name: str
+    formula: str
+    merge: str
+    lift: str = "none"
+    finish: str = "none"
+    parameter: str | None = None
+    adjoint: str | tuple[str, str] = ("none", "none")
+    integers: str = "keep"  # integer input gives: "keep" the dtype, 64-bit "sum", or "float"
+
+    @property
+    def selects(self) -> bool:
+        """Whether the result is one of the inputs, so that it has an index."""
+        return self.merge in ("max", "min")
+
+
+REDUCTIONS: dict[str, Reduction] = {
+    r.name: r
+    for r in (
+        Reduction("max", "max(x)", "max", adjoint="select"),
+        Reduction("min", "min(x)", "min", adjoint="select"),
+        Reduction("sum", "Σ x", "sum", integers="sum"),
+        Reduction("mean", "Σ x / n", "sum", finish="divide", adjoint=("over_divisor", "none")),
+        Reduction("lp", "(Σ |x|^p)^(1/p)", "sum", "power", "root", "norm_type", ("over_power", "times_power"), "float"),
+        Reduction(
+            "logsumexp", "log(Σ exp(r x)) / r", "scaled_sum", "exp", "log", "r", ("over_exp", "times_exp"), "float"
+        ),
+    )
+}
+
+# Not in the table, because each is another form of a reduction that is: p = inf, and PyTorch's lp for odd p.
+LARGEST_MAGNITUDE = Reduction("lp", "max|x|", "max", "absolute", adjoint="select", integers="float")
+SIGNED_LP = Reduction("lp", "sign(s)·|s|^(1/p), s = Σ x^p", "sum", "signed_power", "signed_root", "norm_type",
+                      ("over_power", "times_signed_power"), "float")  # fmt: skip
+
+ALIASES = {"avg": "mean"}
+
+
+def find(name: Any) -> Reduction:
+    """Return the reduction of that name, or raise a ValueError that lists the names there are."""
+    found = REDUCTIONS.get(ALIASES.get(name, name)) if isinstance(name, str) else None
+    if found is None:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {name!r}")
+    return found
+
+
+# ---- dtypes ----------------------------------------------------------------------------------------------------------
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Return whether kernels treat the dtype as floating-point: float16, bfloat16, float32 or float64."""
+    return dtype.name in ("float16", "bfloat16", "float32", "float64")
+
+
+def check_dtype(dtype: np.dtype[Any], where: str) -> None:
+    """Refuse what cannot be pooled: complex numbers, objects, text, dates, records."""
+    if not (is_float(dtype) or dtype.kind in "biu"):
+        raise TypeError(f"x must be bool, integer, float16, bfloat16, float32 or float64, got dtype {dtype} ({where})")
+
+
+def dtypes(reduction: Reduction, x: np.dtype[Any], wanted: Any, where: str) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """Return the dtypes a reduction of ``x`` accumulates in and returns.
+
+    Halves accumulate in float32 and round once; integers add up exactly in 64 bits.
+    """
+    check_dtype(x, where)
+    x = x.newbyteorder("=")
+    if is_float(x):
+        result = x
+    elif reduction.integers == "float" or (reduction.finish == "divide" and x.kind == "b"):
+        result = np.dtype(np.float64)
+    elif reduction.integers == "sum":
+        result = np.dtype(np.uint64 if x.kind == "u" else np.int64)
+    else:
+        result = x
+    if wanted is not None:
+        wanted = np.dtype(wanted)
+        if not (is_float(wanted) or np.can_cast(result, wanted, "safe")):
+            raise TypeError(f"dtype must be a float or hold every {result} value, got {wanted} ({where})")
+        result = wanted
+    if reduction.merge == "scaled_sum":
+        return np.dtype(np.float64), result
+    if reduction.integers == "float":  # powers need a float to be powers in
+        return np.dtype(np.float64 if not is_float(x) or "float64" in (x.name, result.name) else np.float32), result
+    if reduction.selects:
+        return np.dtype(np.float32) if x.name in ("float16", "bfloat16") else x, result
+    if is_float(x):
+        return np.dtype(np.float64 if "float64" in (x.name, result.name) else np.float32), result
+    return np.dtype(np.uint64 if x.kind == "u" else np.int64), result
