@@ -1,0 +1,107 @@
+// Bindings, and nothing else: a Recipe is made from plain numbers and run on addresses. Python has validated both.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "dispatch.hpp"
+#include "threads.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using anypool::i64;
+using Numbers = std::vector<i64>;
+
+namespace {
+
+// kind, n_in, n_out, kernel, stride, dilation, pad, pad_hi, then for a table: firsts and counts.
+anypool::Axis read_axis(const Numbers& v, std::vector<i64>& tables) {
+  anypool::Axis a{static_cast<anypool::AxisKind>(v.at(0)),
+                  v.at(1),
+                  v.at(2),
+                  v.at(3),
+                  v.at(4),
+                  v.at(5),
+                  v.at(6),
+                  v.at(7),
+                  nullptr,
+                  nullptr};
+  if (a.kind == anypool::AxisKind::table) {
+    a.first = reinterpret_cast<const i64*>(tables.size());  // an offset, until the tables have their place
+    tables.insert(tables.end(), v.begin() + 8, v.begin() + 8 + 2 * a.n_out);
+  }
+  return a;
+}
+void place_tables(anypool::Axis& a, const std::vector<i64>& tables) {
+  if (a.kind != anypool::AxisKind::table) return;
+  a.first = tables.data() + reinterpret_cast<size_t>(a.first);
+  a.count = a.first + a.n_out;
+}
+// Strides of the outer axes, then of d, h, w, inner.
+void read_strides(const Numbers& v, int n_outer, i64* outer, i64* inner) {
+  for (int a = 0; a < n_outer; ++a) outer[a] = v.at(a);
+  for (int a = 0; a < 4; ++a) inner[a] = v.at(n_outer + a);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  nb::class_<anypool::Recipe>(m, "Recipe")
+      .def(
+          "__init__",
+          [](anypool::Recipe* self, const Numbers& choices, double divisor_value, double p,
+             const std::vector<Numbers>& axes, const std::vector<Numbers>& forward_axes, const Numbers& outer,
+             i64 inner, const std::vector<Numbers>& strides, bool backward) {
+            if (outer.size() > anypool::kMaxOuter || axes.size() != 3 || forward_axes.size() != 3 ||
+                strides.size() != 5 || choices.size() != 8)
+              throw nb::value_error("not a plan");
+            new (self) anypool::Recipe();
+            anypool::Plan& q = self->plan;
+            q = {};
+            q.in = static_cast<anypool::DType>(choices[0]);
+            q.acc = static_cast<anypool::DType>(choices[1]);
+            q.out = static_cast<anypool::DType>(choices[2]);
+            q.code = static_cast<anypool::Code>(choices[3]);
+            q.merge = static_cast<anypool::Merge>(choices[4]);
+            q.lift = static_cast<anypool::Lift>(choices[5]);
+            q.finish = static_cast<anypool::Finish>(choices[6]);
+            q.divisor = static_cast<anypool::Divisor>(choices[7]);
+            q.divisor_value = divisor_value;
+            q.p = p;
+            for (int a = 0; a < 3; ++a) {
+              q.axis[a] = read_axis(axes[a], self->tables);
+              q.forward[a] = read_axis(forward_axes[a], self->tables);
+            }
+            for (int a = 0; a < 3; ++a) place_tables(q.axis[a], self->tables), place_tables(q.forward[a], self->tables);
+            q.n_outer = static_cast<int32_t>(outer.size());
+            for (int a = 0; a < q.n_outer; ++a) q.outer[a] = outer[a];
+            q.inner = inner;
+            read_strides(strides[0], q.n_outer, q.x_outer, q.x_stride);
+            read_strides(strides[1], q.n_outer, q.y_outer, q.y_stride);
+            read_strides(strides[2], q.n_outer, q.code_outer, q.code_stride);
+            read_strides(strides[3], q.n_outer, q.aux_outer, q.aux_stride);
+            read_strides(strides[4], q.n_outer, q.post_outer, q.post_stride);
+            self->backward = backward;
+            self->prepare();
+          },
+          "choices"_a, "divisor_value"_a, "p"_a, "axes"_a, "forward_axes"_a, "outer"_a, "inner"_a, "strides"_a,
+          "backward"_a)
+      .def(
+          "run",
+          [](const anypool::Recipe& self, uintptr_t x, uintptr_t y, uintptr_t code, uintptr_t aux, uintptr_t post) {
+            const anypool::Buffers buffers{reinterpret_cast<const void*>(x), reinterpret_cast<void*>(y),
+                                           reinterpret_cast<void*>(code), reinterpret_cast<const void*>(aux),
+                                           reinterpret_cast<const void*>(post)};
+            if (self.bytes < (64 << 10)) return self.run(buffers);
+            nb::gil_scoped_release release;
+            self.run(buffers);
+          },
+          "x"_a, "y"_a, "code"_a = 0, "aux"_a = 0, "post"_a = 0)
+      .def_prop_ro("threads", &anypool::Recipe::threads)
+      .def_ro("bytes", &anypool::Recipe::bytes)
+      .def_ro("tasks", &anypool::Recipe::tasks)
+      .def_ro("scratch", &anypool::Recipe::scratch);
+  m.def("isa", &anypool::chosen_level, "The instruction-set level that runs; empty if the one asked for cannot.");
+  m.def("isa_built", &anypool::built_levels);
+  m.def("thread_count", &anypool::thread_count);
+  m.def("thread_pool", [] { return std::string(anypool::thread_pool_name()); });
+}

@@ -1,0 +1,149 @@
+#include "dispatch.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "geometry.hpp"
+#include "levels.hpp"
+#include "threads.hpp"
+
+namespace anypool {
+
+#define ANYPOOL_DECLARE(level) extern const KernelTable kKernels_##level;
+ANYPOOL_LEVELS(ANYPOOL_DECLARE)
+#undef ANYPOOL_DECLARE
+
+namespace {
+
+const KernelTable* const kTables[] = {// best first
+#define ANYPOOL_LIST(level) &kKernels_##level,
+                                      ANYPOOL_LEVELS(ANYPOOL_LIST)
+#undef ANYPOOL_LIST
+};
+
+bool cpu_runs(const std::string& level) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (level == "x86_64_v4")
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && cpu_runs("x86_64_v3");
+  if (level == "x86_64_v3")
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+           __builtin_cpu_supports("fma") && cpu_runs("x86_64_v2");
+  if (level == "x86_64_v2") return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
+#endif
+  return level == "baseline";
+}
+
+const KernelTable* choose() {
+  const char* wanted = std::getenv("ANYPOOL_ISA");
+  for (const KernelTable* t : kTables)
+    if (cpu_runs(t->name) && (!wanted || !*wanted || std::string(wanted) == t->name)) return t;
+  return nullptr;
+}
+
+const KernelTable* chosen() {
+  static const KernelTable* const table = choose();
+  return table;
+}
+
+// Scratch is kept per thread, so that small calls allocate nothing; a large one gives its memory back.
+struct Scratch {
+  std::unique_ptr<char[]> memory;
+  i64 size = 0;
+  char* get(i64 bytes) {
+    if (bytes > size) {
+      memory.reset(new char[size_t(bytes) + 64]);
+      size = bytes;
+    }
+    return reinterpret_cast<char*>(round_up(reinterpret_cast<i64>(memory.get()), 64));
+  }
+  void trim() {
+    if (size > (i64(8) << 20)) memory.reset(), size = 0;
+  }
+};
+
+thread_local Scratch kept_scratch;
+
+}  // namespace
+
+std::vector<std::string> built_levels() {
+  std::vector<std::string> names;
+  for (const KernelTable* t : kTables) names.emplace_back(t->name);
+  return names;
+}
+std::string chosen_level() { return chosen() ? chosen()->name : ""; }
+
+int Recipe::threads() const {
+  // Waking a second thread costs 5-10 us; below this many bytes a thread earns less than that.
+  constexpr i64 kBytesPerThread = 128 << 10;
+  return static_cast<int>(std::min<i64>({tasks, i64(thread_count()), std::max<i64>(1, bytes / kBytesPerThread)}));
+}
+
+void Recipe::prepare() {
+  kernels = chosen();
+  Plan& p = plan;
+  i64 outer = 1;
+  for (int a = 0; a < p.n_outer; ++a) outer *= p.outer[a];
+  const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
+  const auto elements = [&](bool in) {
+    i64 n = outer * p.inner;
+    for (const Axis& a : p.axis) n *= in ? a.n_in : a.n_out;
+    return n;
+  };
+  const auto bytes_of = [](DType t) -> i64 {
+    return t <= DType::i8                                           ? 1
+           : t <= DType::i16 || t == DType::f16 || t == DType::bf16 ? 2
+           : t <= DType::i32 || t == DType::f32                     ? 4
+                                                                    : 8;
+  };
+  bytes = elements(true) * bytes_of(p.in) + elements(false) * bytes_of(p.out);
+
+  if (elements(backward) == 0) return;  // nothing to write
+
+  // A tile's rows should fit the L1 cache a few times over: 8 KB of accumulators each.
+  const i64 acc = bytes_of(p.acc), budget = (i64(8) << 10) / acc;
+  const i64 columns = backward ? w.n_in : w.n_out, rows = backward ? h.n_in : h.n_out,
+            planes = backward ? d.n_in : d.n_out;
+  const i64 reach = (w.kernel - 1) * w.dilation + 1,
+            step = w.kind == AxisKind::sliding ? w.stride : std::max<i64>(1, w.n_in / std::max<i64>(1, w.n_out));
+  p.tile_c = p.inner == 1 ? 1 : std::min(p.inner, std::max<i64>(64, budget / 8));
+  if (p.inner <= budget && std::min(reach, w.n_in) * p.inner <= 4 * budget) p.tile_c = p.inner;
+  const i64 fit = std::max<i64>(budget / p.tile_c, 2 * reach);
+  p.tile_w = backward ? std::max<i64>(1, w.n_in)
+                      : std::clamp<i64>((fit - std::min(fit, reach)) / step + 1, 1, std::max<i64>(1, columns));
+  if (!backward && columns > p.tile_w) p.tile_w = ceil_div(columns, ceil_div(columns, p.tile_w));
+
+  // Rows are cut only where there is too little else to share out; each cut merges a window's overlap twice.
+  const i64 others = outer * planes * ceil_div(p.inner, p.tile_c) * (backward ? 1 : ceil_div(columns, p.tile_w));
+  const i64 wanted = 16;
+  i64 blocks = others >= wanted ? 1 : std::min(rows, ceil_div(wanted, std::max<i64>(1, others)));
+  const i64 window_rows = (h.kernel - 1) * h.dilation + 1;
+  if (!backward && blocks > 1) blocks = std::min(blocks, std::max<i64>(1, h.n_in / (2 * window_rows)));
+  p.rows_block = std::max<i64>(1, ceil_div(std::max<i64>(rows, 1), std::max<i64>(1, blocks)));
+  tasks = others * ceil_div(rows, p.rows_block);
+  scratch = kernels->scratch_bytes(p, backward);
+}
+
+void Recipe::run(const Buffers& buffers) const {
+  if (!tasks) return;
+  struct Context {
+    const Recipe* recipe;
+    const Buffers* buffers;
+  } context{this, &buffers};
+  parallel_ranges(
+      tasks, threads(),
+      [](void* p, i64 begin, i64 end, int) {
+        const Context& c = *static_cast<Context*>(p);
+        const Recipe& r = *c.recipe;
+        char* memory = kept_scratch.get(r.scratch);
+        (r.backward ? r.kernels->select_backward : r.kernels->forward)(r.plan, *c.buffers, begin, end, memory);
+        kept_scratch.trim();
+      },
+      &context);
+}
+
+}  // namespace anypool

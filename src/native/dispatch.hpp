@@ -1,0 +1,28 @@
+// The host side: which instruction-set level runs, how a plan is cut into tasks, where scratch comes from.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "plan.hpp"
+
+namespace anypool {
+
+std::vector<std::string> built_levels();
+std::string chosen_level();
+
+// A plan with its blocking; made once, run many times, from any thread.
+struct Recipe {
+  Plan plan;
+  const KernelTable* kernels = nullptr;
+  bool backward = false;
+  i64 tasks = 0;
+  i64 scratch = 0;
+  i64 bytes = 0;            // read and written, for the choice of threads
+  std::vector<i64> tables;  // windows of `table` axes live here
+
+  void prepare();
+  int threads() const;
+  void run(const Buffers& buffers) const;
+};
+
+}  // namespace anypool

@@ -1,0 +1,67 @@
+// Where windows lie, on one axis. Plain integer arithmetic, used by the host side and by every kernel.
+#pragma once
+#include "plan.hpp"
+
+namespace anypool {
+namespace {
+
+struct Window {
+  i64 start;  // position of tap 0, maybe outside the data
+  i64 step;   // between taps
+  i64 taps;   // taps of the whole window
+  i64 lo;     // taps lo <= t < hi lie inside the data
+  i64 hi;
+  i64 at(i64 t) const { return start + t * step; }
+};
+
+inline i64 floor_div(i64 a, i64 b) { return a / b - (a % b < 0); }  // b > 0
+inline i64 ceil_div(i64 a, i64 b) { return a / b + (a % b > 0); }
+inline i64 floor_mod(i64 a, i64 b) { return a - floor_div(a, b) * b; }
+
+inline Window clip(i64 start, i64 step, i64 taps, i64 n_in) {
+  i64 lo = start < 0 ? ceil_div(-start, step) : 0;
+  i64 hi = start >= n_in ? 0 : (n_in - 1 - start) / step + 1;
+  if (hi > taps) hi = taps;
+  if (lo > hi) lo = hi;
+  return {start, step, taps, lo, hi};
+}
+
+// The outputs o of a sliding axis that saw input j: (j + pad - o * stride) = t * dilation for a tap t.
+inline Window transposed_window(const Axis& a, i64 j) {
+  i64 first = ceil_div(j + a.pad - (a.kernel - 1) * a.dilation, a.stride);
+  i64 last = floor_div(j + a.pad, a.stride);
+  if (a.dilation == 1) return clip(first, 1, last - first + 1, a.n_in);
+  i64 step = a.dilation, s = a.stride;  // step = dilation / gcd(dilation, stride)
+  for (i64 r = s; r;) {
+    i64 t = step % r;
+    step = r, r = t;
+  }
+  step = a.dilation / step;
+  for (i64 o = first; o < first + step; ++o)
+    if (o <= last && floor_mod(j + a.pad - o * s, a.dilation) == 0) return clip(o, step, (last - o) / step + 1, a.n_in);
+  return {first, step, 0, 0, 0};
+}
+
+inline Window window_of(const Axis& a, i64 o) {
+  switch (a.kind) {
+    case AxisKind::sliding: return clip(o * a.stride - a.pad, a.dilation, a.kernel, a.n_in);
+    case AxisKind::table: return {a.first[o], a.dilation, a.count[o], 0, a.count[o]};
+    default: return transposed_window(a, o);
+  }
+}
+
+// How many elements window o divides by on this axis.
+inline i64 divisor_of(const Axis& a, i64 o, Divisor rule) {
+  Window w = window_of(a, o);
+  if (rule == Divisor::valid || a.kind != AxisKind::sliding) return w.hi - w.lo;
+  i64 end = a.n_in + a.pad_hi;  // ceil_mode may let the last window hang over the padding, too: that part never counts
+  i64 n = w.start >= end ? 0 : (end - 1 - w.start) / w.step + 1;
+  return n < w.taps ? n : w.taps;
+}
+
+inline i64 round_up(i64 n, i64 to) { return (n + to - 1) / to * to; }
+inline i64 lower(i64 a, i64 b) { return a < b ? a : b; }
+inline i64 higher(i64 a, i64 b) { return a > b ? a : b; }
+
+}  // namespace
+}  // namespace anypool

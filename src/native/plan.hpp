@@ -1,0 +1,87 @@
+// The plan: everything a kernel needs to know, as plain numbers. Python validates and fills it; kernels only read it.
+// This header is shared by every translation unit, so it holds no code that could become a weak symbol.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace anypool {
+
+using i64 = int64_t;
+
+enum class DType : int32_t { u8, i8, u16, i16, u32, i32, u64, i64, f16, bf16, f32, f64 };
+enum class Code : int32_t { none, u8, u16, i32, i64, index };  // index: flat position in the pooled axes, int64
+
+// How states merge. A scaled sum keeps (mantissa, exponent) pairs, so that exp() and powers never overflow.
+enum class Merge : int32_t { max, min, sum, scaled_sum };
+
+// What happens to an element before it is merged ...
+enum class Lift : int32_t { none, absolute, power, signed_power, exp, over_divisor, over_power, over_exp };
+// ... and to a merged state before it is stored. The `over_*` lifts and the `times_*` finishes belong to adjoints:
+// grad_x[j] = finish(x[j]) * sum over the windows o that saw j of lift(grad_y[o], y[o]).
+enum class Finish : int32_t { none, divide, root, signed_root, log, times_power, times_signed_power, times_exp };
+
+enum class AxisKind : int32_t { sliding, table, transposed };
+enum class Divisor : int32_t {
+  window,
+  valid,
+  constant
+};  // window: taps inside the padded extent; valid: taps inside the data
+
+// One pooled axis. `sliding`: window o starts at o*stride - pad and has `kernel` taps, `dilation` apart.
+// `table`: window o is first[o], first[o]+dilation, ... (count[o] taps). `transposed`: of the sliding axis with these
+// numbers, input j's window is the outputs that saw j; n_in and n_out are then those of the transposed axis.
+struct Axis {
+  AxisKind kind;
+  i64 n_in, n_out, kernel, stride, dilation, pad, pad_hi;
+  const i64* first;
+  const i64* count;
+};
+
+constexpr int kMaxOuter = 16;
+
+struct Plan {
+  DType in, acc, out;
+  Code code;
+  Merge merge;
+  Lift lift;
+  Finish finish;
+  Divisor divisor;
+  double divisor_value;  // Divisor::constant
+  double p;              // exponent of lp, sharpness r of logsumexp
+  Axis axis[3];          // d, h, w of this pass; missing axes have one element and a one-wide window
+  Axis forward[3];       // the axes that define the divisor (those of the forward pass)
+
+  // Canonical view (outer..., d, h, w, inner); strides are in elements of the array they belong to.
+  int32_t n_outer;
+  i64 outer[kMaxOuter];
+  i64 inner;
+  i64 x_outer[kMaxOuter], x_stride[4];        // input of this pass
+  i64 y_outer[kMaxOuter], y_stride[4];        // output of this pass
+  i64 code_outer[kMaxOuter], code_stride[4];  // codes, beside the output (forward) or the input (backward)
+  i64 aux_outer[kMaxOuter], aux_stride[4];    // y of the forward pass, beside the input of an adjoint
+  i64 post_outer[kMaxOuter], post_stride[4];  // x of the forward pass, beside the output of an adjoint
+
+  // Blocking, chosen by the host so that a thread's scratch stays in its cache.
+  i64 tile_w;      // output columns per task
+  i64 tile_c;      // inner elements per task
+  i64 rows_block;  // output rows per task
+};
+
+struct Buffers {
+  const void* x;
+  void* y;
+  void* code;        // written by forward, read by the selecting backward
+  const void* aux;   // over_power, over_exp
+  const void* post;  // times_*
+};
+
+// What one instruction-set level exports. A task is one (outer, inner block, d, row block, column tile).
+struct KernelTable {
+  const char* name;
+  int vector_bytes;
+  i64 (*scratch_bytes)(const Plan&, bool backward);
+  void (*forward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
+  void (*select_backward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
+};
+
+}  // namespace anypool

@@ -1,0 +1,176 @@
+// The backward pass of max and min: every input gathers, from the windows that saw it, the gradients of those it won.
+// Each gradient element is written once, in a fixed order; nothing is scattered into the output.
+#pragma once
+#include "engine.hpp"
+
+namespace anypool {
+namespace {
+
+// A: what gradients add up in; I: an integer as wide, for the codes. In this pass the axes of the plan are the forward
+// ones: their n_out belongs to grad_y (x here) and the codes, their n_in to grad_x (y here).
+template <class A, class I>
+class SelectBackward {
+  static constexpr DType kAcc = sizeof(A) == 4 ? DType::f32 : DType::f64;
+  static constexpr DType kLane = sizeof(I) == 4 ? DType::i32 : DType::i64;
+  const Plan& p_;
+  const Buffers buf_;
+  Arena arena_;
+  i64 cb_max_, places_, n_out_;
+  A *sum_, *grad_, *line_;
+  I* code_;
+  i64 c0_ = 0, cb_ = 0, outer_ = 0;
+
+ public:
+  SelectBackward(const Plan& plan, const Buffers& buffers, char* scratch)
+      : p_(plan), buf_(buffers), arena_{uintptr_t(scratch)} {
+    const Axis& w = p_.axis[2];
+    cb_max_ = lower(p_.tile_c, p_.inner);
+    n_out_ = w.n_out;
+    const i64 left = higher(w.pad, 0);
+    places_ = phases() * (ceil_div(higher(w.n_in + left, reach()), phases()) + 1);
+    sum_ = reinterpret_cast<A*>(arena_.take(places_ * cb_max_ * sizeof(A)));
+    line_ = reinterpret_cast<A*>(arena_.take(w.n_in * cb_max_ * sizeof(A)));
+    grad_ = reinterpret_cast<A*>(arena_.take(n_out_ * cb_max_ * sizeof(A)));
+    code_ = reinterpret_cast<I*>(arena_.take(n_out_ * cb_max_ * sizeof(I)));
+  }
+  i64 scratch_bytes() const { return arena_.used; }
+
+  // A task is (outer, inner block, input d, block of input rows).
+  void run(i64 begin, i64 end) {
+    const i64 blocks = ceil_div(p_.axis[1].n_in, p_.rows_block), chunks = ceil_div(p_.inner, p_.tile_c);
+    for (i64 task = begin; task < end; ++task) {
+      i64 rest = task;
+      const i64 block = rest % blocks;
+      rest /= blocks;
+      const i64 id = rest % p_.axis[0].n_in;
+      rest /= p_.axis[0].n_in;
+      c0_ = rest % chunks * p_.tile_c;
+      cb_ = lower(p_.tile_c, p_.inner - c0_);
+      outer_ = rest / chunks;
+      const i64 last = lower((block + 1) * p_.rows_block, p_.axis[1].n_in);
+      for (i64 ih = block * p_.rows_block; ih < last; ++ih) input_row(id, ih);
+    }
+  }
+
+ private:
+  // Columns are summed at place (j + pad) % stride, (j + pad) / stride: there, one tap of all windows is contiguous.
+  bool sliding() const { return p_.axis[2].kind == AxisKind::sliding; }
+  i64 phases() const { return sliding() ? p_.axis[2].stride : 1; }
+  i64 reach() const {
+    const Axis& w = p_.axis[2];
+    return sliding() ? (w.n_out - 1) * w.stride + (w.kernel - 1) * w.dilation + 1 : w.n_in;
+  }
+  i64 place(i64 j) const {
+    const i64 q = sliding() ? j + p_.axis[2].pad : j, s = phases();
+    return q % s * (places_ / s) + q / s;
+  }
+
+  // The outputs o that may have seen input j, as a range; covers() then tells by which tap.
+  static void candidates(const Axis& a, i64 j, i64& first, i64& last) {
+    if (a.kind == AxisKind::sliding) {
+      first = higher(0, ceil_div(j + a.pad - (a.kernel - 1) * a.dilation, a.stride));
+      last = lower(a.n_out - 1, floor_div(j + a.pad, a.stride));
+      return;
+    }
+    first = 0, last = a.n_out - 1;  // starts and ends ascend
+    while (first <= last && a.first[first] + (a.count[first] - 1) * a.dilation < j) ++first;
+    while (last >= first && a.first[last] > j) --last;
+  }
+  static i64 tap_of(const Axis& a, i64 o, i64 j) {  // -1: not seen
+    const Window w = window_of(a, o);
+    const i64 d = j - w.start;
+    return d >= 0 && d % w.step == 0 && d / w.step < w.hi ? d / w.step : -1;
+  }
+
+  void input_row(i64 id, i64 ih) {
+    const Axis &d = p_.axis[0], &h = p_.axis[1];
+    fill(reinterpret_cast<char*>(sum_), places_ * cb_, A(0));
+    i64 od0, od1, oh0, oh1;
+    candidates(d, id, od0, od1);
+    candidates(h, ih, oh0, oh1);
+    for (i64 od = od0; od <= od1; ++od) {
+      const i64 td = tap_of(d, od, id);
+      if (td < 0) continue;
+      for (i64 oh = oh0; oh <= oh1; ++oh) {
+        const i64 th = tap_of(h, oh, ih);
+        if (th >= 0) add_row(od, oh, (td * h.kernel + th) * p_.axis[2].kernel);
+      }
+    }
+    write_row(id, ih);
+  }
+
+  void add_row(i64 od, i64 oh, i64 base) {
+    const Axis& w = p_.axis[2];
+    load_grad(od, oh);
+    load_codes(od, oh);
+    if (sliding() && w.kernel <= 4) {
+      for (i64 t = w.kernel - 1; t >= 0; --t) {  // last tap first: each place then adds its windows in ascending order
+        const i64 q = t * w.dilation;
+        add_where(sum_ + (q % w.stride * (places_ / w.stride) + q / w.stride) * cb_, I(base + t), n_out_ * cb_);
+      }
+      return;
+    }
+    for (i64 o = 0; o < n_out_; ++o) {  // wide or irregular windows: each output knows its winner's place in this row
+      const Window v = window_of(w, o);
+      for (i64 c = 0; c < cb_; ++c) {
+        const i64 t = i64(code_[o * cb_ + c]) - base;
+        if (t >= v.lo && t < v.hi) sum_[place(v.at(t)) * cb_ + c] += grad_[o * cb_ + c];
+      }
+    }
+  }
+  void add_where(A* sum, I code, i64 n) {
+    const A* g = grad_;
+    const I* k = code_;
+#pragma GCC ivdep
+    for (i64 i = 0; i < n; ++i) sum[i] += k[i] == code ? g[i] : A(0);
+  }
+
+  void load_grad(i64 od, i64 oh) {
+    const i64 at = offset(p_.x_outer, p_.x_stride, od, oh);
+    load_columns(converter(p_.in, kAcc), grad_, sizeof(A), static_cast<const char*>(buf_.x) + at * size_of(p_.in),
+                 size_of(p_.in), p_.x_stride);
+  }
+  void load_codes(i64 od, i64 oh) {
+    const i64 at = offset(p_.code_outer, p_.code_stride, od, oh);
+    const DType type = p_.code == Code::u8    ? DType::u8
+                       : p_.code == Code::u16 ? DType::u16
+                       : p_.code == Code::i32 ? DType::i32
+                                              : DType::i64;
+    load_columns(converter(type, kLane), code_, sizeof(I), static_cast<const char*>(buf_.code) + at * size_of(type),
+                 size_of(type), p_.code_stride);
+  }
+  void load_columns(Convert copy, void* into, i64 bytes, const char* in, i64 in_bytes, const i64* stride) {
+    if (p_.inner == 1) return copy(into, 1, in, stride[2], n_out_);
+    for (i64 o = 0; o < n_out_; ++o)
+      copy(static_cast<char*>(into) + o * cb_ * bytes, 1, in + o * stride[2] * in_bytes, stride[3], cb_);
+  }
+  i64 offset(const i64* outer, const i64* stride, i64 d, i64 h) const {
+    i64 at = d * stride[0] + h * stride[1] + c0_ * stride[3], rest = outer_;
+    for (int a = p_.n_outer - 1; a >= 0; --a) {
+      at += rest % p_.outer[a] * outer[a];
+      rest /= p_.outer[a];
+    }
+    return at;
+  }
+
+  void write_row(i64 id, i64 ih) {
+    const i64 n = p_.axis[2].n_in, at = offset(p_.y_outer, p_.y_stride, id, ih);
+    const A* line = line_;
+    if (phases() == 1) {
+      line = sum_ + place(0) * cb_;
+    } else {
+      for (i64 j = 0; j < n; ++j) {
+        const A* from = sum_ + place(j) * cb_;
+        for (i64 c = 0; c < cb_; ++c) line_[j * cb_ + c] = from[c];
+      }
+    }
+    const Convert copy = converter(kAcc, p_.out);
+    const i64 bytes = size_of(p_.out);
+    char* y = static_cast<char*>(buf_.y) + at * bytes;
+    if (p_.inner == 1) return copy(y, p_.y_stride[2], line, 1, n);
+    for (i64 j = 0; j < n; ++j) copy(y + j * p_.y_stride[2] * bytes, p_.y_stride[3], line + j * cb_, 1, cb_);
+  }
+};
+
+}  // namespace
+}  // namespace anypool

@@ -1,0 +1,145 @@
+// Vectors of one instruction-set level. Included by kernels.cpp only, inside its anonymous namespace: a symbol shared
+// between two levels would let the linker keep the copy that an older CPU cannot run.
+#pragma once
+#include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define ANYPOOL_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define ANYPOOL_VECTOR_BYTES 32
+#else
+#define ANYPOOL_VECTOR_BYTES 16
+#endif
+
+namespace anypool {
+namespace {
+
+#define ANYPOOL_INLINE inline __attribute__((always_inline))
+
+template <class T, int L>
+struct VecOf {
+  typedef T type __attribute__((vector_size(L * sizeof(T))));
+};
+template <class T>
+struct VecOf<T, 1> {
+  using type = T;
+};
+template <class T, int L>
+using Vec = typename VecOf<T, L>::type;
+
+template <class T>
+constexpr int kLanes = ANYPOOL_VECTOR_BYTES / int(sizeof(T));
+
+template <class V>
+ANYPOOL_INLINE V load(const void* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V>
+ANYPOOL_INLINE void store(void* p, V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// max and min as pooling wants them: the left one wins a tie, a NaN wins over every number, the last NaN over the others.
+template <class V>
+ANYPOOL_INLINE V max_of(V l, V r) {
+  return r > l ? r : l;
+}
+template <class V>
+ANYPOOL_INLINE V min_of(V l, V r) {
+  return r < l ? r : l;
+}
+#define ANYPOOL_SCALAR_FLOAT(T)          \
+  template <>                            \
+  ANYPOOL_INLINE T max_of<T>(T l, T r) { \
+    return (r > l) | (r != r) ? r : l;   \
+  }                                      \
+  template <>                            \
+  ANYPOOL_INLINE T min_of<T>(T l, T r) { \
+    return (r < l) | (r != r) ? r : l;   \
+  }
+ANYPOOL_SCALAR_FLOAT(float)
+ANYPOOL_SCALAR_FLOAT(double)
+#undef ANYPOOL_SCALAR_FLOAT
+
+#define ANYPOOL_GENERIC_FLOAT(T, L)                                      \
+  template <>                                                            \
+  ANYPOOL_INLINE Vec<T, L> max_of<Vec<T, L>>(Vec<T, L> l, Vec<T, L> r) { \
+    return (r > l) | (r != r) ? r : l;                                   \
+  }                                                                      \
+  template <>                                                            \
+  ANYPOOL_INLINE Vec<T, L> min_of<Vec<T, L>>(Vec<T, L> l, Vec<T, L> r) { \
+    return (r < l) | (r != r) ? r : l;                                   \
+  }
+ANYPOOL_GENERIC_FLOAT(float, 2)
+#if defined(__x86_64__)
+// x86's max returns its second operand on a tie and when either is NaN: with (r, l) only a NaN in r is left to mend.
+#define ANYPOOL_X86_FLOAT(T, L, V, max_, min_, unord_, blend_)           \
+  template <>                                                            \
+  ANYPOOL_INLINE Vec<T, L> max_of<Vec<T, L>>(Vec<T, L> l, Vec<T, L> r) { \
+    V a = (V)l, b = (V)r;                                                \
+    return (Vec<T, L>)blend_(max_(b, a), b, unord_(b, b));               \
+  }                                                                      \
+  template <>                                                            \
+  ANYPOOL_INLINE Vec<T, L> min_of<Vec<T, L>>(Vec<T, L> l, Vec<T, L> r) { \
+    V a = (V)l, b = (V)r;                                                \
+    return (Vec<T, L>)blend_(min_(b, a), b, unord_(b, b));               \
+  }
+ANYPOOL_X86_FLOAT(float, 4, __m128, _mm_max_ps, _mm_min_ps, _mm_cmpunord_ps, _mm_blendv_ps)
+ANYPOOL_X86_FLOAT(double, 2, __m128d, _mm_max_pd, _mm_min_pd, _mm_cmpunord_pd, _mm_blendv_pd)
+#if defined(__AVX2__)
+#define ANYPOOL_UNORD8(a, b) _mm256_cmp_ps(a, b, _CMP_UNORD_Q)
+#define ANYPOOL_UNORD4(a, b) _mm256_cmp_pd(a, b, _CMP_UNORD_Q)
+ANYPOOL_X86_FLOAT(float, 8, __m256, _mm256_max_ps, _mm256_min_ps, ANYPOOL_UNORD8, _mm256_blendv_ps)
+ANYPOOL_X86_FLOAT(double, 4, __m256d, _mm256_max_pd, _mm256_min_pd, ANYPOOL_UNORD4, _mm256_blendv_pd)
+#endif
+#if defined(__AVX512F__)
+#define ANYPOOL_AVX512_FLOAT(T, L, V, S)                                                     \
+  template <>                                                                                \
+  ANYPOOL_INLINE Vec<T, L> max_of<Vec<T, L>>(Vec<T, L> l, Vec<T, L> r) {                     \
+    V a = (V)l, b = (V)r;                                                                    \
+    return (Vec<T, L>)_mm512_mask_max_##S(b, _mm512_cmp_##S##_mask(b, b, _CMP_ORD_Q), b, a); \
+  }                                                                                          \
+  template <>                                                                                \
+  ANYPOOL_INLINE Vec<T, L> min_of<Vec<T, L>>(Vec<T, L> l, Vec<T, L> r) {                     \
+    V a = (V)l, b = (V)r;                                                                    \
+    return (Vec<T, L>)_mm512_mask_min_##S(b, _mm512_cmp_##S##_mask(b, b, _CMP_ORD_Q), b, a); \
+  }
+ANYPOOL_AVX512_FLOAT(float, 16, __m512, ps)
+ANYPOOL_AVX512_FLOAT(double, 8, __m512d, pd)
+#endif
+#else
+ANYPOOL_GENERIC_FLOAT(float, 4)
+ANYPOOL_GENERIC_FLOAT(double, 2)
+#endif
+
+// Even and odd elements of two adjacent vectors: the data movement of a stride-2 window.
+template <class T, int L>
+struct Unzip {
+  template <int... I>
+  struct Seq {};
+  template <int N, int... I>
+  struct Make : Make<N - 1, N - 1, I...> {};
+  template <int... I>
+  struct Make<0, I...> {
+    using type = Seq<I...>;
+  };
+  using V = Vec<T, L>;
+  template <int... I>
+  static ANYPOOL_INLINE V even(V a, V b, Seq<I...>) {
+    return __builtin_shufflevector(a, b, (2 * I)...);
+  }
+  template <int... I>
+  static ANYPOOL_INLINE V odd(V a, V b, Seq<I...>) {
+    return __builtin_shufflevector(a, b, (2 * I + 1)...);
+  }
+  static ANYPOOL_INLINE V even(V a, V b) { return even(a, b, typename Make<L>::type{}); }
+  static ANYPOOL_INLINE V odd(V a, V b) { return odd(a, b, typename Make<L>::type{}); }
+};
+
+}  // namespace
+}  // namespace anypool

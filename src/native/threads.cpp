@@ -1,0 +1,208 @@
+#include "threads.hpp"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace anypool {
+namespace {
+
+// PyTorch exports a C interface to its pool (torch/csrc/stable/c/shim.h). Looking it up in the loaded library links to
+// nothing, obeys torch.set_num_threads and never starts a second OpenMP runtime beside PyTorch's.
+using TorchBody = void (*)(int64_t, int64_t, void*);
+using TorchParallelFor = int32_t (*)(int64_t, int64_t, int64_t, TorchBody, void*);
+using TorchThreads = int32_t (*)(uint32_t*);
+
+struct Torch {
+  TorchParallelFor parallel_for = nullptr;
+  TorchThreads threads = nullptr;
+};
+
+Torch find_torch() {
+  Torch found;
+#if defined(__APPLE__)
+  const char* name = "libtorch_cpu.dylib";
+#else
+  const char* name = "libtorch_cpu.so";
+#endif
+  if (void* library = dlopen(name, RTLD_NOLOAD | RTLD_LAZY | RTLD_LOCAL)) {
+    found.parallel_for = reinterpret_cast<TorchParallelFor>(dlsym(library, "torch_parallel_for"));
+    found.threads = reinterpret_cast<TorchThreads>(dlsym(library, "torch_get_num_threads"));
+    if (!found.parallel_for || !found.threads) found = {};
+  }
+  return found;
+}
+
+const Torch& torch() {
+  static std::atomic<const Torch*> known{nullptr};  // once found, kept: a loaded PyTorch is never unloaded
+  if (const Torch* t = known.load(std::memory_order_acquire)) return *t;
+  static thread_local Torch now;
+  now = find_torch();
+  if (now.parallel_for) {
+    const Torch* fresh = new Torch(now);
+    const Torch* none = nullptr;
+    if (!known.compare_exchange_strong(none, fresh)) delete fresh;
+    return *known.load();
+  }
+  return now;
+}
+
+int cgroup_limit() {
+  FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r");
+  if (!f) return 1 << 20;
+  long long quota = 0, period = 0;
+  const int read = std::fscanf(f, "%lld %lld", &quota, &period);
+  std::fclose(f);
+  if (read != 2 || quota <= 0 || period <= 0) return 1 << 20;
+  return static_cast<int>(std::max<long long>(1, (quota + period - 1) / period));
+}
+
+int wanted_thread_count() {  // 0: not said
+  const char* text = std::getenv("ANYPOOL_NUM_THREADS");
+  const int n = text ? std::atoi(text) : 0;
+  return n > 0 ? std::min(n, 1024) : 0;
+}
+
+int available_thread_count() {
+  static const int quota = cgroup_limit();
+  int n = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
+#endif
+  return std::max(1, std::min(n, quota));
+}
+
+struct Job {
+  int64_t n;
+  int parts;
+  Work work;
+  void* context;
+  std::atomic<int> next{0};
+  std::atomic<int> running{0};
+};
+
+void run_parts(Job& job) {
+  for (int part; (part = job.next.fetch_add(1)) < job.parts;)
+    job.work(job.context, job.n * part / job.parts, job.n * (part + 1) / job.parts, part);
+}
+
+// Threads start with the first large call and wait for the next one. One job at a time: a caller that finds the pool
+// busy does its work alone, which is right when many threads call at once.
+class Pool {
+ public:
+  void run(int64_t n, int threads, Work work, void* context) {
+    Job job;
+    job.n = n, job.parts = threads, job.work = work, job.context = context;
+    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+    if (!turn.owns_lock()) return run_parts(job);
+    grow(threads - 1);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_ = &job;
+      ++round_;
+    }
+    wake_.notify_all();
+    run_parts(job);
+    std::unique_lock<std::mutex> lock(mutex_);
+    job_ = nullptr;
+    done_.wait(lock, [&] { return job.running.load() == 0; });
+  }
+
+ private:
+  void grow(int wanted) {
+    while (static_cast<int>(count_) < wanted) {
+      try {
+        std::thread([this] { serve(); }).detach();
+      } catch (...) {
+        return;  // the system gives no more threads: those there are do the work
+      }
+      ++count_;
+    }
+  }
+  void serve() {
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return job_ && round_ != seen; });
+      seen = round_;
+      Job* job = job_;
+      ++job->running;
+      lock.unlock();
+      run_parts(*job);
+      lock.lock();
+      if (--job->running == 0) done_.notify_all();
+    }
+  }
+
+  std::mutex turn_, mutex_;
+  std::condition_variable wake_, done_;
+  Job* job_ = nullptr;
+  uint64_t round_ = 0;
+  int count_ = 0;
+};
+
+std::atomic<Pool*> pool{nullptr};
+
+// A forked child has none of its parent's threads, and their locks may be held: it starts over with a new pool.
+void forget_pool() { pool.store(nullptr); }
+
+Pool& own_pool() {
+  Pool* p = pool.load();
+  if (p) return *p;
+  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
+  (void)registered;
+  Pool* fresh = new Pool;  // never destroyed: its threads may outlive main
+  if (pool.compare_exchange_strong(p, fresh)) return *fresh;
+  delete fresh;
+  return *p;
+}
+
+struct TorchJob {
+  int64_t n;
+  int parts;
+  Work work;
+  void* context;
+};
+
+}  // namespace
+
+int thread_count() {
+  if (const int n = wanted_thread_count()) return n;
+  const Torch& t = torch();
+  uint32_t n = 0;
+  if (t.parallel_for && t.threads(&n) == 0 && n > 0) return static_cast<int>(n);
+  return available_thread_count();
+}
+
+const char* thread_pool_name() { return torch().parallel_for ? "pytorch" : "anypool"; }
+
+void parallel_ranges(int64_t n, int threads, Work work, void* context) {
+  threads = static_cast<int>(std::min<int64_t>(threads, n));
+  if (threads <= 1) return work(context, 0, n, 0);
+  const Torch& t = torch();
+  if (t.parallel_for) {
+    TorchJob job{n, threads, work, context};
+    const auto body = [](int64_t begin, int64_t end, void* p) {
+      const TorchJob& j = *static_cast<TorchJob*>(p);
+      for (int64_t part = begin; part < end; ++part)
+        j.work(j.context, j.n * part / j.parts, j.n * (part + 1) / j.parts, static_cast<int>(part));
+    };
+    if (t.parallel_for(0, threads, 1, body, &job) == 0) return;
+  }
+  own_pool().run(n, threads, work, context);
+}
+
+}  // namespace anypool
