@@ -1,0 +1,55 @@
+"""anypool: every pooling operation of deep learning, for any array, at the speed of memory."""
+
+from anypool.fractional import fractional_max_pool2d, fractional_max_pool3d
+from anypool.functional import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    global_avg_pool,
+    global_max_pool,
+    lp_pool1d,
+    lp_pool2d,
+    lp_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    pool,
+)
+from anypool.inspection import explain, vjp
+from anypool.unpooling import max_unpool1d, max_unpool2d, max_unpool3d
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "explain",
+    "fractional_max_pool2d",
+    "fractional_max_pool3d",
+    "global_avg_pool",
+    "global_max_pool",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
+    "pool",
+    "vjp",
+]

@@ -1,0 +1,129 @@
+"""Execution: how is a pooling run on this array?
+
+A backend is an object with ``supports``, ``run`` and ``select_backward``; the registry below lists them, fastest first.
+Backends know arrays and machines, but neither the names of operators nor the rules of padding: they get a `Pass`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from anypool.windows import Ints, Windows
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Divisor:
+    """What a mean divides by: ``constant``, or the elements of each window by ``rule`` ("window" or "valid")."""
+
+    windows: Windows  # those of the forward pass, also in its adjoint
+    rule: str = "window"
+    constant: float | None = None
+
+    def per_axis(self) -> list[Ints]:
+        """Return, for every axis, the number of elements each window counts there; the divisor is their product."""
+        return [a.divisor("valid" if self.rule == "valid" else "window") for a in self.windows.axes]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run over windows: everything a backend has to know, made once for many arrays of one shape and dtype."""
+
+    windows: Windows
+    axes: tuple[int, ...]  # the pooled axes of the array
+    merge: str
+    lift: str
+    finish: str
+    p: float
+    accumulator: np.dtype[Any]
+    result: np.dtype[Any]
+    divisor: Divisor | None = None
+    codes: str | None = None  # also give each winner's "index" (flat in the pooled axes) or "offset" (in its window)
+    compiled: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # a backend's own, by strides
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the result for an input of this shape."""
+        sizes = list(shape)
+        for axis, windows in zip(self.axes, self.windows.axes, strict=True):
+            sizes[axis] = windows.n_out
+        return tuple(sizes)
+
+    def code_dtype(self) -> np.dtype[Any]:
+        """Return the dtype of the codes: int64 for indices, for offsets the smallest that holds every tap."""
+        taps = self.windows.n_taps
+        if self.codes == "index" or taps > 2**31 - 1:
+            return np.dtype(np.int64)
+        return np.dtype(np.uint8 if taps <= 255 else np.uint16 if taps <= 65535 else np.int32)
+
+
+class Backend(Protocol):
+    """What a backend offers."""
+
+    name: str
+
+    def supports(self, job: Pass, x: Array) -> str | None:
+        """Return None if it can run ``job`` on ``x``, else the reason why not."""
+
+    def run(self, job: Pass, x: Array, out: Array, codes: Array | None = None, aux: Array | None = None,
+            post: Array | None = None) -> None:  # fmt: skip
+        """Write the pooled ``x`` into ``out``; ``aux`` and ``post`` are y and x of the forward pass, for an adjoint."""
+
+    def select_backward(self, job: Pass, grad: Array, codes: Array, out: Array) -> None:
+        """Write into ``out`` the gradient of a max or min: each input gathers what the windows it won give."""
+
+    def describe(self, job: Pass, x: Array) -> dict[str, Any]:
+        """Return what would run: kernel, isa, threads, bytes."""
+
+
+@functools.cache
+def registry() -> dict[str, Backend]:
+    """Return the backends by name, the fastest first."""
+    from anypool.backends import native, reference
+
+    native.check_environment()
+    return {b.name: b for b in (native.BACKEND, reference.BACKEND)}
+
+
+BACKENDS = ("native", "reference")
+_forced: ContextVar[str | None] = ContextVar("anypool_backend", default=None)
+
+
+@contextmanager
+def use(name: str | None) -> Iterator[None]:
+    """Run everything inside on one backend: ``with anypool.backends.use("reference"): …``. It never falls back."""
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def select(job: Pass, x: Array) -> tuple[Backend, list[str]]:
+    """Return the first backend that supports the job, and why those before it do not."""
+    forced = _forced.get() or os.environ.get("ANYPOOL_BACKEND")
+    known = registry()
+    if forced:
+        if forced not in known:
+            raise ValueError(f"ANYPOOL_BACKEND must be one of {', '.join(known)}, got {forced!r}")
+        if reason := known[forced].supports(job, x):
+            raise NotImplementedError(f"the {forced} backend cannot run this: {reason}")
+        return known[forced], []
+    reasons: list[str] = []
+    for backend in known.values():
+        reason = backend.supports(job, x)
+        if reason is None:
+            return backend, reasons
+        reasons.append(f"{backend.name}: {reason}")
+    raise NotImplementedError("; ".join(reasons))

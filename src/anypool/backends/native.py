@@ -1,0 +1,176 @@
+"""The native backend: C++ kernels for the CPU, compiled once per instruction-set level.
+
+This module turns a `Pass` and the strides of its arrays into the plain numbers of ``src/native/plan.hpp``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from anypool import _native
+from anypool.backends import Array, Pass
+from anypool.layouts import canonical
+from anypool.windows import Axis, Sliding, Table, Transposed, Windows
+
+# The enumerations of plan.hpp, in its order.
+_DTYPES = (
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+)
+_NUMBER = {name: i for i, name in enumerate(_DTYPES)} | {"bool": 0}
+_CODES = {None: 0, "uint8": 1, "uint16": 2, "int32": 3, "int64": 4, "index": 5}
+_MERGES = ("max", "min", "sum", "scaled_sum")
+_LIFTS = ("none", "absolute", "power", "signed_power", "exp", "over_divisor", "over_power", "over_exp")
+_FINISHES = ("none", "divide", "root", "signed_root", "log", "times_power", "times_signed_power", "times_exp")
+_RULES = ("window", "valid", "constant")
+_MAX_OUTER = 16
+_HALVES = ("float16", "bfloat16")
+_NO_AXIS = Sliding(1, 1, 1, 1, 1)
+
+
+class Native:
+    """See `anypool.backends.Backend`."""
+
+    name = "native"
+
+    def supports(self, job: Pass, x: Array) -> str | None:
+        if not _native.isa():
+            return f"no kernels for this CPU or ANYPOOL_ISA; built: {', '.join(_native.isa_built())}"
+        if len(job.axes) > 3:
+            return f"more than 3 pooled axes ({len(job.axes)})"
+        if job.merge not in _MERGES or job.lift not in _LIFTS or job.finish not in _FINISHES:
+            return f"no kernel for {job.lift}+{job.merge}+{job.finish}"
+        if not x.dtype.isnative:
+            return f"byte order of {x.dtype}"
+        if not x.flags.aligned or any(s % x.itemsize for s in x.strides):
+            return "elements that are not aligned"
+        if x.ndim - len(job.axes) > _MAX_OUTER:
+            return f"more than {_MAX_OUTER} axes that are not pooled"
+        return None
+
+    def describe(self, job: Pass, x: Array) -> dict[str, Any]:
+        recipe = _recipe(job, x, np.empty_like(x, job.result, shape=job.shape(x.shape)), None, None, None)
+        return {
+            "kernel": f"{job.lift}+{job.merge}+{job.finish}, {job.accumulator} states",
+            "isa": _native.isa(),
+            "threads": recipe.threads,
+            "scratch_bytes": recipe.scratch,
+        }
+
+    def run(self, job: Pass, x: Array, out: Array, codes: Array | None = None, aux: Array | None = None,
+            post: Array | None = None) -> None:  # fmt: skip
+        arrays = (x, out, codes, aux, post)
+        recipe = _recipe(job, *arrays)
+        recipe.run(*(0 if a is None else a.__array_interface__["data"][0] for a in arrays))
+
+    def select_backward(self, job: Pass, grad: Array, codes: Array, out: Array) -> None:
+        recipe = _recipe(job, grad, out, codes, None, None, backward=True)
+        recipe.run(*(a.__array_interface__["data"][0] for a in (grad, out, codes)))
+
+
+BACKEND = Native()
+
+
+def check_environment() -> None:
+    """Refuse settings that would be ignored."""
+    level = os.environ.get("ANYPOOL_ISA", "")
+    if level and level not in _native.isa_built():
+        raise ValueError(f"ANYPOOL_ISA must be one of {', '.join(_native.isa_built())}, got {level!r}")
+    if level and not _native.isa():
+        raise ValueError(f"ANYPOOL_ISA is {level!r}, which this CPU cannot run")
+    threads = os.environ.get("ANYPOOL_NUM_THREADS", "")
+    if threads and not (threads.isascii() and threads.isdigit() and int(threads) > 0):
+        raise ValueError(f"ANYPOOL_NUM_THREADS must be a positive integer, got {threads!r}")
+
+
+def info() -> dict[str, Any]:
+    """Return what was built and what runs: instruction-set levels, threads and whose they are."""
+    return {
+        "isa": _native.isa(),
+        "isa_built": _native.isa_built(),
+        "threads": _native.thread_count(),
+        "thread_pool": _native.thread_pool(),
+    }
+
+
+def _recipe(job: Pass, x: Array, y: Array, codes: Array | None, aux: Array | None, post: Array | None, *,
+            backward: bool = False) -> _native.Recipe:  # fmt: skip
+    arrays = (x, y, codes, aux, post)
+    key = (x.shape, x.dtype, y.dtype, backward, *(None if a is None else a.strides for a in arrays))
+    recipe = job.compiled.get(key)
+    if recipe is None:
+        if len(job.compiled) >= 64:  # arrays of ever new strides; what was compiled for the others is cheap to redo
+            job.compiled.clear()
+        recipe = job.compiled[key] = _compile(job, *arrays, backward=backward)
+    return recipe
+
+
+def _compile(job: Pass, x: Array, y: Array, codes: Array | None, aux: Array | None, post: Array | None, *,
+             backward: bool) -> _native.Recipe:  # fmt: skip
+    # A gradient can be merged with its neighbours only where all the arrays lie alike.
+    arrays = (x, y, codes, aux, post)
+    elements = [None if a is None else [s // a.itemsize for s in a.strides] for a in arrays]
+    layout = canonical(x.shape, job.axes, *(e for e in elements if e is not None))
+    strides = [layout.strides(e or [0] * x.ndim) for e in elements]
+    divisor = job.divisor
+    code = None if codes is None else "index" if job.codes == "index" else codes.dtype.name
+    choices = [
+        _NUMBER[x.dtype.name],
+        _NUMBER[_lane(job, x.dtype, coded=code is not None, backward=backward)],
+        _NUMBER[y.dtype.name],
+        _CODES[code],
+        _MERGES.index(job.merge),
+        _LIFTS.index(job.lift),
+        _FINISHES.index(job.finish),
+        0 if divisor is None else 2 if divisor.constant is not None else _RULES.index(divisor.rule),
+    ]
+    constant = 1.0 if divisor is None or divisor.constant is None else divisor.constant
+    forward = job.windows if divisor is None else divisor.windows
+    return _native.Recipe(choices, constant, job.p, _axes(job.windows), _axes(forward), list(layout.outer_sizes),
+                          layout.inner_size, strides, backward)  # fmt: skip
+
+
+def _lane(job: Pass, x: np.dtype[Any], *, coded: bool, backward: bool) -> Any:
+    """Return the type that a kernel adds or compares in: the narrowest in which nothing is lost."""
+    acc = job.accumulator
+    if backward:
+        wide = acc.name == "float64" or job.windows.n_taps >= 2**30
+        return "float64" if wide else "float32"
+    if job.merge == "sum" and acc.kind in "iu" and x.itemsize <= 2:
+        largest = 2 ** (8 * x.itemsize) * job.windows.n_taps
+        return "int32" if largest < 2**31 else acc.name
+    if not coded:
+        return acc.name
+    # Codes lie beside values of the same width, 4 or 8 bytes.
+    if job.windows.n_taps >= 2**30:
+        return "float64" if acc.kind == "f" else "uint64" if acc.name == "uint64" else "int64"
+    if acc.kind == "f" or acc.name == "uint64":
+        return acc.name
+    return "int64" if acc.name in ("uint32", "int64") else "int32"
+
+
+def _axes(windows: Windows) -> list[list[int]]:
+    return [_axis(a) for a in [_NO_AXIS] * (3 - len(windows.axes)) + list(windows.axes)]
+
+
+def _axis(a: Axis) -> list[int]:
+    if isinstance(a, Table):
+        return [1, a.n_in, a.n_out, a.kernel, 1, a.step, 0, 0, *a.first, *a.count]
+    if isinstance(a, Transposed):
+        of = a.of
+        return [2, a.n_in, a.n_out, of.kernel, of.stride, of.step, of.pad, 0]
+    assert isinstance(a, Sliding)
+    return [0, a.n_in, a.n_out, a.kernel, a.stride, a.step, a.pad, a.pad_hi]

@@ -1,0 +1,328 @@
+"""From a call to a result: what the public functions share.
+
+A public function builds a `Call`: an array and a description of what to do with it. `run`, `vjp` and `explain` each
+take it from there. A description is resolved into a `Problem` once for every shape and dtype, and kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from anypool import windows as geometry
+from anypool.backends import Divisor, Pass, select
+from anypool.layouts import axis_order
+from anypool.reductions import LARGEST_MAGNITUDE, SIGNED_LP, Reduction, check_dtype, dtypes, find, is_float
+from anypool.windows import Windows
+
+Array = npt.NDArray[Any]
+
+
+class Description(NamedTuple):
+    """What to do, apart from the array: hashable when its arguments are."""
+
+    function: str
+    reduction: Any
+    geometry: str  # "sliding", "adaptive" or "global"
+    geometry_args: tuple[Any, ...]
+    rank: int | None  # pooled axes, for the functions that have it in their name
+    axes: Any = None  # for those that have not
+    data_format: Any = "channels_first"
+    return_indices: Any = False
+    count_include_pad: Any = True
+    divisor_override: Any = None
+    parameter: Any = None  # norm_type or r
+    signed: bool = False  # PyTorch's lp for odd exponents
+    keepdims: Any = True
+    dtype: Any = None
+
+
+class Call(NamedTuple):
+    """A public function's call, before anything has run."""
+
+    x: Array
+    what: Description
+    out: Array | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A description resolved for arrays of one shape and dtype."""
+
+    job: Pass
+    reduction: Reduction
+    return_indices: bool
+    squeeze: tuple[int, ...]  # pooled axes of size one that the caller does not want
+
+
+def as_array(x: Any) -> Array:
+    """Return x as a plain NumPy array, without a copy if it is one."""
+    if type(x) is np.ndarray:
+        return x
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError("x must not be a masked array: its mask would be ignored; pool x.filled(value) instead")
+    if isinstance(x, (np.ndarray, np.generic, list, tuple, bool, int, float)):
+        return np.asarray(x)
+    raise TypeError(
+        f"x must be a NumPy array (or nested lists of numbers), got {type(x).__module__}.{type(x).__name__}"
+    )
+
+
+# ---- resolving -------------------------------------------------------------------------------------------------------
+
+_problems: dict[Hashable, Problem] = {}
+
+
+def _typed(value: Any) -> Hashable:
+    """Return a dictionary key that tells 1, 1.0 and True apart, which compare equal."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_typed, value))
+    return (type(value), value)
+
+
+def resolve(x: Array, what: Description) -> Problem:
+    """Return the problem for an array; the same one for every array of this shape and dtype."""
+    try:
+        key = (x.shape, x.dtype, tuple(map(_typed, what)))
+        known = _problems.get(key)
+    except TypeError:  # an argument that cannot be hashed, e.g. an array of sizes
+        return _resolve(x.shape, x.dtype, what)
+    if known is None:
+        known = _resolve(x.shape, x.dtype, what)
+        if len(_problems) >= 1024:
+            _problems.clear()
+        _problems[key] = known
+    return known
+
+
+def _resolve(shape: tuple[int, ...], dtype: np.dtype[Any], what: Description) -> Problem:
+    where = f"x: {shape}"
+    check_dtype(dtype, where)
+    axes = _pooled_axes(shape, what, where)
+    sizes = [shape[a] for a in axes]
+    if what.geometry == "sliding":
+        windows = geometry.sliding(sizes, *what.geometry_args, where=where)
+    elif what.geometry == "adaptive":
+        windows = geometry.adaptive(sizes, *what.geometry_args, where=where)
+    else:
+        windows = geometry.whole(sizes, where=where)
+    reduction, p = _reduction(what, where)
+    accumulator, result = dtypes(reduction, dtype, what.dtype, where)
+    indices = _flag("return_indices", what.return_indices, where)
+    if indices and not reduction.selects:
+        raise ValueError(f"return_indices needs max or min, got reduction {reduction.name!r} ({where})")
+    job = Pass(
+        windows, axes, reduction.merge, reduction.lift, reduction.finish, p, accumulator, result,
+        divisor=_divisor(what, reduction, windows, where), codes="index" if indices else None,
+    )  # fmt: skip
+    _check_size(job.shape(shape), result, where)
+    keepdims = _flag("keepdims", what.keepdims, where)
+    return Problem(job, reduction, indices, () if keepdims else axes)
+
+
+def _flag(name: str, value: Any, where: str) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be a bool, got {value!r} of type {type(value).__name__} ({where})")
+    return bool(value)
+
+
+def _pooled_axes(shape: tuple[int, ...], what: Description, where: str) -> tuple[int, ...]:
+    ndim = len(shape)
+    if what.data_format not in ("channels_first", "channels_last"):
+        raise ValueError(f'data_format must be "channels_first" or "channels_last", got {what.data_format!r} ({where})')
+    last = what.data_format == "channels_last"
+    if what.rank is not None:
+        if ndim not in (what.rank + 1, what.rank + 2):
+            raise ValueError(
+                f"{what.function} takes {what.rank + 1} or {what.rank + 2} dimensions, got {ndim} ({where})"
+            )
+        return tuple(range(ndim - what.rank - last, ndim - last))
+    if what.geometry == "global":
+        if ndim < 3:
+            raise ValueError(f"{what.function} takes (N, C, …) or (N, …, C), got {ndim} dimensions ({where})")
+        return tuple(range(1, ndim - 1)) if last else tuple(range(2, ndim))
+    if what.axes is None:
+        kernel = what.geometry_args[0]
+        count = len(kernel) if isinstance(kernel, (tuple, list, np.ndarray)) else ndim - last
+        if not 1 <= count <= ndim - last:
+            raise ValueError(f"kernel_size must have 1 to {ndim - last} elements, got {kernel!r} ({where})")
+        return tuple(range(ndim - count - last, ndim - last))
+    given = what.axes if isinstance(what.axes, (tuple, list)) else (what.axes,)
+    axes = []
+    for i, a in enumerate(given):
+        axis = geometry.size_argument(f"axes[{i}]", a, where)
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"axes[{i}] must be in [{-ndim}, {ndim}), got {axis} ({where})")
+        axes.append(axis % ndim)
+    if not axes or len(set(axes)) != len(axes):
+        raise ValueError(f"axes must name at least one axis, each once, got {what.axes!r} ({where})")
+    return tuple(axes)
+
+
+def _reduction(what: Description, where: str) -> tuple[Reduction, float]:
+    """Return the reduction and its parameter: norm_type for lp, r for logsumexp."""
+    reduction = find(what.reduction)
+    if reduction.parameter is None:
+        return reduction, 1.0
+    name, value = reduction.parameter, what.parameter
+    if isinstance(value, tuple):  # from pool(), which takes both
+        value = dict(value)[name]
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__} ({where})")
+    p = float(value)
+    if reduction.name == "lp":
+        if not p > 0:
+            raise ValueError(f"norm_type must be > 0, got {value!r} ({where})")
+        if p == math.inf:
+            return LARGEST_MAGNITUDE, p
+        return (SIGNED_LP if what.signed and p % 2 == 1 else reduction), p
+    if not math.isfinite(p) or p == 0:
+        raise ValueError(f"{name} must be finite and not 0, got {value!r} ({where})")
+    return reduction, p
+
+
+def _divisor(what: Description, reduction: Reduction, windows: Windows, where: str) -> Divisor | None:
+    include = _flag("count_include_pad", what.count_include_pad, where)
+    if what.divisor_override is not None:
+        constant = geometry.size_argument("divisor_override", what.divisor_override, where)
+        if constant == 0:
+            raise ValueError(f"divisor_override must not be 0 ({where})")
+        if reduction.finish != "divide":
+            raise ValueError(f"divisor_override needs a mean, got reduction {reduction.name!r} ({where})")
+        return Divisor(windows, "window", float(constant))
+    return Divisor(windows, "window" if include else "valid") if reduction.finish == "divide" else None
+
+
+def _check_size(shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> None:
+    if math.prod(shape) * max(dtype.itemsize, 8) >= 2**63:
+        raise ValueError(f"the result of shape {shape} would not fit in memory ({where})")
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def _output(problem: Problem, x: Array, out: Array | None) -> Array:
+    job = problem.job
+    shape = job.shape(x.shape)
+    if out is None:
+        return np.empty_like(x, job.result, shape=shape, subok=False)
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__} (x: {x.shape})")
+    wanted = tuple(n for a, n in enumerate(shape) if a not in problem.squeeze)
+    if out.shape != wanted or out.dtype != job.result:
+        raise ValueError(
+            f"out must have shape {wanted} and dtype {job.result}, got {out.shape} and {out.dtype} (x: {x.shape})"
+        )
+    if not out.flags.writeable:
+        raise ValueError(f"out must be writeable (x: {x.shape})")
+    if out.size and (any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)) or _overlap(x, out)):
+        raise ValueError(f"out must not overlap x or itself (x: {x.shape})")
+    return np.expand_dims(out, problem.squeeze) if problem.squeeze else out
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    limit: Any = 100_000  # steps of an exact search; NumPy's stubs know only -1 and 0
+    try:
+        return bool(np.shares_memory(a, b, max_work=limit))
+    except np.exceptions.TooHardError:
+        return True
+
+
+def run(call: Call) -> Any:
+    """Return the pooled array, or the pair (array, indices)."""
+    x = call.x
+    problem = resolve(x, call.what)
+    y = _output(problem, x, call.out)
+    backend, _ = select(problem.job, x)
+    if problem.return_indices:
+        indices = np.empty_like(y, np.int64, subok=False)
+        backend.run(problem.job, x, y, indices)
+        return _squeezed(problem, y, call.out), _squeezed(problem, indices, None)
+    backend.run(problem.job, x, y)
+    return _squeezed(problem, y, call.out)
+
+
+def _squeezed(problem: Problem, y: Array, out: Array | None) -> Array:
+    if out is not None:
+        return out
+    return y.squeeze(problem.squeeze) if problem.squeeze else y
+
+
+def differentiate(call: Call) -> tuple[Any, Callable[[Any], Array]]:
+    """Return (result, pullback)."""
+    x = call.x
+    problem = resolve(x, call.what)
+    if not is_float(x.dtype) or not is_float(problem.job.result):
+        raise TypeError(f"vjp needs floating-point x and result, got {x.dtype} and {problem.job.result} (x: {x.shape})")
+    result = run(call)
+    y = result[0] if problem.return_indices else result
+    selects = problem.reduction.adjoint == "select"
+    gradient = _winners_gradient(problem, x) if selects else _sum_gradient(problem, x, y)
+
+    def pullback(grad_y: Any) -> Array:
+        """Return the gradient with respect to x, given that with respect to the result."""
+        g = np.asarray(grad_y)
+        if g.shape != y.shape:
+            raise ValueError(f"grad_y must have the result's shape {y.shape}, got {g.shape} (x: {x.shape})")
+        g = g.astype(y.dtype, copy=False)
+        return gradient(np.expand_dims(g, problem.squeeze) if problem.squeeze else g)
+
+    return result, pullback
+
+
+def _with(job: Pass, **changes: Any) -> Pass:
+    fields = {name: getattr(job, name) for name in job.__dataclass_fields__ if name != "compiled"}
+    return Pass(**(fields | changes))
+
+
+def _winners_gradient(problem: Problem, x: Array) -> Callable[[Array], Array]:
+    job = _with(problem.job, codes="offset")
+    shape, dtype = x.shape, x.dtype.newbyteorder("=")
+    codes = np.empty_like(x, job.code_dtype(), shape=job.shape(shape), subok=False)
+    y = np.empty_like(x, job.result, shape=job.shape(shape), subok=False)
+    backend, _ = select(job, x)
+    backend.run(job, x, y, codes)
+    signs = np.sign(x) if job.lift == "absolute" else None
+
+    def gradient(g: Array) -> Array:
+        grad_x = np.empty_like(codes, dtype, shape=shape, subok=False)
+        select(job, g)[0].select_backward(job, g, codes, grad_x)
+        if signs is not None:
+            grad_x *= signs
+        return grad_x
+
+    return gradient
+
+
+def _sum_gradient(problem: Problem, x: Array, y: Array) -> Callable[[Array], Array]:
+    forward = problem.job
+    assert isinstance(problem.reduction.adjoint, tuple)
+    lift, finish = problem.reduction.adjoint
+    through = lift in ("over_power", "over_exp")  # x and y take part
+    wide = through or forward.accumulator == np.float64
+    job = _with(
+        forward,
+        windows=forward.windows.transpose(),
+        merge="scaled_sum" if through else "sum",
+        lift=lift,
+        finish=finish,
+        accumulator=np.dtype(np.float64 if wide else np.float32),
+        result=x.dtype.newbyteorder("="),
+        codes=None,
+    )
+    shape, order = x.shape, axis_order(x.strides)
+
+    def gradient(g: Array) -> Array:
+        grad_x: Array = np.empty([shape[a] for a in order], job.result).transpose(np.argsort(order))
+        aux = (np.expand_dims(y, problem.squeeze) if problem.squeeze else y) if through else None
+        select(job, g)[0].run(job, g, grad_x, None, aux, x if through else None)
+        return grad_x
+
+    return gradient
