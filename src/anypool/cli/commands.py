@@ -1,0 +1,236 @@
+"""The commands `pool`, `demo` and `info`: arguments in, one readable line (or one JSON object) out."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+import anypool as ap
+from anypool.cli import arguments, files, timing
+from anypool.cli.files import Array, InputError, Source
+
+FIGURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
+
+In = Annotated[
+    str,
+    typer.Argument(
+        metavar="IN", help="Image (PNG, JPEG, TIFF), .npy, .npz, or data.npz:NAME for one array of several."
+    ),
+]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="File to write; its extension names the format.")]
+Op = Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(arguments.OPERATIONS)}.")]
+Kernel = Annotated[str, typer.Option(metavar="SIZE", help="Window: 2, 3x3, 2x2x2.")]
+Stride = Annotated[str | None, typer.Option(metavar="SIZE", help="Step between windows; default the kernel.")]
+Padding = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help=f"1, 1x0, per side 1:2x0:1, or {', '.join(arguments.NAMED_PADDINGS)}."),
+]
+Dilation = Annotated[str, typer.Option(metavar="SIZE", help="Step between the elements of one window.")]
+Ceil = Annotated[bool, typer.Option("--ceil", help="Keep a last window that hangs over the edge.")]
+Axes = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Axes to pool, as 0,1; default height and width, or an array's last two."),
+]
+NormType = Annotated[str | None, typer.Option(metavar="P", help="The p of lp; default 2; inf is max |x|.")]
+Sharpness = Annotated[str | None, typer.Option("--r", metavar="R", help="The sharpness of logsumexp; default 1.")]
+IncludePad = Annotated[bool | None, typer.Option(help="Whether a mean counts padding as zeros; default yes.")]
+Dtype = Annotated[str | None, typer.Option(metavar="NAME", help="Dtype of the result, as float32.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Show = Annotated[str | None, typer.Option(metavar="FIG.png", help="Draw a few windows and the outputs they make.")]
+Folder = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the figures; made if missing.")]
+
+app = typer.Typer(
+    help="Pooling for images and arrays: max, mean, lp, ... over windows of any size.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"anypool {ap.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def pool(
+    source_path: In,
+    target_path: Out,
+    op: Op = "max",
+    kernel: Kernel = "2",
+    stride: Stride = None,
+    padding: Padding = "0",
+    dilation: Dilation = "1",
+    ceil: Ceil = False,
+    axes: Axes = None,
+    norm_type: NormType = None,
+    r: Sharpness = None,
+    count_include_pad: IncludePad = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+    show: Show = None,
+) -> None:
+    """Pool an image or an array.
+
+    An image keeps its mode and is pooled over height and width, each channel (alpha too) on its own.
+    """
+    size = arguments.sizes("--kernel", kernel)
+    options = {
+        "stride": None if stride is None else arguments.sizes("--stride", stride),
+        "padding": arguments.padding_sizes(padding),
+        "dilation": arguments.sizes("--dilation", dilation),
+        "ceil_mode": ceil,
+        "dtype": None if dtype is None else arguments.dtype_named(dtype),
+        **arguments.operation_options(op, norm_type, r, count_include_pad),
+    }
+    target, figure = _outputs(source_path, target_path, show)
+    source = files.read(source_path)
+    options["axes"] = arguments.pooled_axes(axes, size, source)
+    report = _pool(source, target, figure, op, size, options)
+    report["input"]["path"] = source_path
+    for note in source.notes:
+        typer.echo(f"anypool: note: {source_path}: {note}", err=True)
+    typer.echo(json.dumps(report, allow_nan=False) if as_json else _line(report))
+
+
+@app.command()
+def demo(out: Folder = Path("anypool-demo")) -> None:
+    """Pool a photograph, work a small example, and measure what a shift of one pixel changes."""
+    files.need("PIL", "Pillow")
+    files.need("matplotlib", "matplotlib")
+    from anypool.cli.demo import run
+
+    run(out, typer.echo)
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Say what this installation is made of."""
+    from anypool.cli import installation
+
+    found = installation.describe()
+    typer.echo(json.dumps(found) if as_json else installation.readable(found))
+
+
+def _outputs(source: str, target: str, show: str | None) -> tuple[Path, Path | None]:
+    path = files.check_output(target, "OUT", (*files.ARRAY_FORMATS, *files.IMAGE_FORMATS))
+    if path.suffix.lower() in files.IMAGE_FORMATS:
+        files.need("PIL", "Pillow")
+    if show is None:
+        return path, None
+    figure = files.check_output(show, "--show", FIGURES)
+    for other, name in ((path, "OUT"), (files.split_member(source)[0], "IN")):
+        if figure.resolve() == other.resolve():
+            raise InputError(f"--show must not be the same file as {name}, got {show}")
+    files.need("matplotlib", "matplotlib")
+    return path, figure
+
+
+def _pool(
+    source: Source, target: Path, figure: Path | None, op: str, kernel: arguments.Size, options: dict[str, Any]
+) -> dict[str, Any]:
+    x = source.array
+    try:
+        plan = ap.explain(ap.pool, x, op, kernel, **options)
+        if target.suffix.lower() in files.IMAGE_FORMATS:  # refused here, before the work
+            files.image_mode(np.dtype(plan.result_dtype), tuple(plan.output_shape), source, target)
+        if figure is not None and 0 in plan.output_shape:
+            raise InputError(f"--show has nothing to draw, the result is {tuple(plan.output_shape)}: {figure}")
+        start = time.perf_counter()
+        y: Array = ap.pool(x, op, kernel, **options)
+        first = time.perf_counter() - start
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise InputError(arguments.with_option_names(str(error))) from None
+    speed = timing.measure(
+        lambda: ap.pool(x, op, kernel, **{**options, "out": y}), first, plan.bytes_moved, plan.threads
+    )
+    title = _title(op, kernel, options, x.ndim)
+    with files.replacing(target, *([figure] if figure else [])) as written:
+        files.write(written[0], target, y, source)
+        if figure is not None:
+            from anypool.cli import show
+
+            drawn = show.pooling_figure(
+                x, y, plan.windows.axes, options["axes"], title.replace(" x ", " × "), source.mode
+            )
+            show.save(drawn, written[1], figure)
+    return {
+        "input": {"shape": list(x.shape), "dtype": x.dtype.name, "mode": source.mode, "array": source.member},
+        "output": {"path": str(target), "shape": list(y.shape), "dtype": y.dtype.name},
+        "figure": None if figure is None else str(figure),
+        "operation": title,
+        "arguments": _plain({"op": op, "kernel": kernel, **options}),
+        "plan": plan.to_dict(),
+        "backend": plan.backend,
+        "isa": plan.isa,
+        "threads": plan.threads,
+        "seconds": speed.seconds,
+        "runs": speed.runs,
+        "bytes_moved": speed.bytes_moved,
+        "gb_per_s": speed.gb_per_s,
+        "copy_seconds": speed.copy_seconds,
+        "fraction_of_copy_speed": speed.of_copy,
+        "speed": str(speed),
+        "notes": list(source.notes),
+    }
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity and no dtype."""
+    return {
+        name: str(value) if isinstance(value, np.dtype) or value == float("inf") else value
+        for name, value in options.items()
+        if value is not None
+    }
+
+
+def _title(op: str, kernel: arguments.Size, options: dict[str, Any], rank: int) -> str:
+    """`max 3 x 3, stride 2, padding 1`: the operation, and every option that is not at its default."""
+    axes = options["axes"]
+
+    def text(value: Any) -> str:
+        if isinstance(value, int):
+            return " x ".join([str(value)] * len(axes))
+        return value if isinstance(value, str) else " x ".join(str(part) for part in value)
+
+    parts = [f"{op} {text(kernel)}" if len(axes) > 1 else f"{op}, kernel {text(kernel)}"]
+    if len(axes) == 1 and rank > 1:
+        parts[0] += f" along axis {axes[0]}"
+    if options["stride"] is not None and text(options["stride"]) != text(kernel):
+        parts.append(f"stride {text(options['stride'])}")
+    parts += [
+        f"{name} {text(options[name])}" for name, usual in (("padding", 0), ("dilation", 1)) if options[name] != usual
+    ]
+    if options["ceil_mode"]:
+        parts.append("ceil")
+    names = {"norm_type": "p", "r": "r"}
+    parts += [f"{short} = {options[name]}" for name, short in names.items() if name in options]
+    if not options.get("count_include_pad", True):
+        parts.append("padding not counted")
+    return ", ".join(parts)
+
+
+def _line(report: dict[str, Any]) -> str:
+    def side(end: dict[str, Any]) -> str:
+        return f"{end['path']} {tuple(end['shape'])} {end['dtype']}"
+
+    where = " ".join(str(report[name]) for name in ("backend", "isa") if report[name])
+    line = f"{side(report['input'])} -> {side(report['output'])}: {report['operation']}; {where}; {report['speed']}"
+    return line + (f"; figure {report['figure']}" if report["figure"] else "")

@@ -1,0 +1,640 @@
+"""The `anypool` command: what it writes and prints, and that a failure is one line and leaves every file alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer", reason="the command line needs the extra `cli`")
+Image = pytest.importorskip("PIL.Image", reason="the command line needs the extra `cli`")
+pytest.importorskip("matplotlib", reason="the command line needs the extra `cli`")
+
+from anypool import cli  # noqa: E402
+from anypool.cli import files  # noqa: E402
+
+SIGNAL = [1, 4, -1, 0, 2, -2, 1, 3, 3, 1]
+RNG = np.random.default_rng(20)
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command in this process; returns status, stdout, stderr."""
+
+    def command(*arguments):
+        status = cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return command
+
+
+@pytest.fixture
+def refused(run):
+    """Run a command that must fail: status 2, one line on stderr with these words, nothing else, no new file."""
+
+    def command(*arguments, words, status=2):
+        before = contents(Path())
+        found, out, err = run(*arguments)
+        assert found == status, (out, err)
+        assert out == ""
+        assert err.startswith("anypool: ")
+        assert err.count("\n") == 1, err
+        assert err.endswith("\n")
+        assert "Traceback" not in err
+        for word in [words] if isinstance(words, str) else words:
+            assert word in err
+        assert contents(Path()) == before
+
+    return command
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every name under a folder, hidden ones too, with the file's bytes."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def picture_in(path: str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def member(path: str, name: str) -> np.ndarray:
+    with np.load(path) as archive:
+        return archive[name]
+
+
+def pixels(*shape, dtype=np.uint8):
+    return RNG.integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+
+
+def blocks(x, k=2):
+    """Non-overlapping k x k blocks of the first two axes as (h, w, k*k, ...), by reshaping alone."""
+    h, w = x.shape[0] // k, x.shape[1] // k
+    cut = x[: h * k, : w * k].reshape(h, k, w, k, *x.shape[2:])
+    return np.moveaxis(cut, 2, 1).reshape(h, w, k * k, *x.shape[2:])
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "picture", "suffix"),
+    [
+        ("RGB", pixels(11, 8, 3), ".png"),
+        ("RGBA", pixels(11, 8, 4), ".png"),
+        ("L", pixels(11, 8), ".png"),
+        ("LA", pixels(11, 8, 2), ".png"),
+        ("I;16", pixels(11, 8, dtype=np.uint16), ".png"),
+        ("1", pixels(11, 8) > 127, ".png"),
+        ("RGB", pixels(11, 8, 3), ".tif"),
+        ("L", pixels(11, 8), ".tiff"),
+        ("I;16", pixels(11, 8, dtype=np.uint16), ".tif"),
+        ("F", RNG.normal(size=(11, 8)).astype(np.float32), ".tif"),
+        ("I", pixels(11, 8, dtype=np.int32), ".tif"),
+        ("CMYK", pixels(11, 8, 4), ".tif"),
+    ],
+)
+def test_an_image_keeps_its_mode(run, mode, picture, suffix):
+    made = Image.fromarray(picture) if mode == "1" else Image.frombytes(mode, (8, 11), picture.tobytes())
+    made.save("in" + suffix)
+    status, out, err = run("pool", "in" + suffix, "out" + suffix)
+    assert (status, err) == (0, "")
+    assert out.count("\n") == 1
+    with Image.open("out" + suffix) as image:
+        assert image.mode == mode
+        np.testing.assert_array_equal(np.asarray(image), blocks(picture).max(axis=2))
+
+
+def test_a_mean_of_pixels_is_rounded_half_to_even(run):
+    picture = pixels(8, 8, 3)
+    Image.fromarray(picture).save("in.png")
+    assert run("pool", "in.png", "out.png", "--op", "avg", "--kernel", "2x4")[0] == 0
+    expected = np.rint(picture.reshape(4, 2, 2, 4, 3).astype(float).mean(axis=(1, 3)))
+    np.testing.assert_array_equal(picture_in("out.png"), expected)
+
+
+def test_a_jpeg_in_and_out(run):
+    Image.fromarray(np.full((20, 30, 3), 100, np.uint8)).save("in.jpg")
+    assert run("pool", "in.jpg", "out.JPEG", "--kernel", "5")[0] == 0
+    with Image.open("out.JPEG") as image:
+        assert (image.mode, image.size, image.format) == ("RGB", (6, 4), "JPEG")
+        assert abs(int(np.asarray(image)[0, 0, 0]) - 100) <= 2
+
+
+@pytest.mark.parametrize(("transparent", "mode"), [(False, "RGB"), (True, "RGBA")])
+def test_a_palette_is_converted_with_a_note(run, transparent, mode):
+    picture = pixels(8, 8, 3)
+    palette = Image.fromarray(picture).quantize(16)
+    palette.save("in.png", **({"transparency": 0} if transparent else {}))
+    status, _, err = run("pool", "in.png", "out.png")
+    assert status == 0
+    assert "palette converted to " + mode in err
+    with Image.open("out.png") as image:
+        assert image.mode == mode
+        with Image.open("in.png") as original:
+            colours = np.asarray(original.convert(mode))
+        np.testing.assert_array_equal(np.asarray(image), blocks(colours).max(axis=2))
+
+
+def test_a_photograph_is_turned_upright(run):
+    picture = np.zeros((8, 16), np.uint8)
+    picture[:, :8] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side: what is on the left belongs on top
+    Image.fromarray(picture).save("in.png", exif=exif)
+    status, _, err = run("pool", "in.png", "out.png")
+    assert status == 0
+    assert "turned upright" in err
+    pooled = picture_in("out.png")
+    assert pooled.shape == (8, 4)
+    assert (pooled[:4] == 200).all()
+    assert (pooled[4:] == 0).all()
+
+
+def test_the_colour_profile_is_kept(run):
+    Image.fromarray(pixels(8, 8, 3)).save("in.png", icc_profile=b"a profile")
+    assert run("pool", "in.png", "out.png")[0] == 0
+    with Image.open("out.png") as image:
+        assert image.info["icc_profile"] == b"a profile"
+
+
+def test_only_the_first_picture_of_several_is_pooled_and_said(run):
+    first = Image.fromarray(np.zeros((4, 4), np.uint8))
+    first.save("in.tif", save_all=True, append_images=[Image.fromarray(np.ones((4, 4), np.uint8))])
+    status, _, err = run("pool", "in.tif", "out.tif")
+    assert status == 0
+    assert "only the first of its 2 pictures" in err
+    assert not picture_in("out.tif").any()
+
+
+def test_an_image_to_an_array_and_back(run):
+    picture = pixels(8, 8, 3)
+    Image.fromarray(picture).save("in.png")
+    assert run("pool", "in.png", "sums.npy", "--op", "sum")[0] == 0
+    sums = np.load("sums.npy")
+    np.testing.assert_array_equal(sums, blocks(picture.astype(np.int64)).sum(axis=2))
+    np.save("picture.npy", picture)
+    assert run("pool", "picture.npy", "out.png", "--axes", "0,1")[0] == 0
+    np.testing.assert_array_equal(picture_in("out.png"), blocks(picture).max(axis=2))
+
+
+# --- arrays ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_worked_example(run):
+    np.save("signal.npy", np.array(SIGNAL))
+    status, out, err = run("pool", "signal.npy", "out.npy", "--op", "max", "--kernel", "2")
+    assert (status, err) == (0, "")
+    np.testing.assert_array_equal(np.load("out.npy"), [4, 0, 2, 3, 3])
+    assert out.startswith("signal.npy (10,) int64 -> out.npy (5,) int64: max, kernel 2; ")
+    assert out.endswith(" of copy speed\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ([], (4, 6, 4, 5)),
+        (["--kernel", "2x2x2"], (4, 3, 4, 5)),
+        (["--kernel", "3x2"], (4, 6, 2, 5)),
+        (["--kernel", "3x2", "--stride", "1x2"], (4, 6, 6, 5)),
+        (["--kernel", "3", "--axes", "1"], (4, 2, 8, 10)),
+        (["--kernel", "2", "--axes", "-4,-3"], (2, 3, 8, 10)),
+        (["--kernel", "3", "--stride", "2", "--padding", "1"], (4, 6, 4, 5)),
+        (["--kernel", "3", "--stride", "1", "--padding", "same"], (4, 6, 8, 10)),
+        (["--kernel", "3", "--stride", "1", "--padding", "0:1x2:0"], (4, 6, 7, 10)),
+        (["--kernel", "3", "--ceil"], (4, 6, 3, 4)),
+        (["--kernel", "2", "--stride", "1", "--dilation", "3"], (4, 6, 5, 7)),
+    ],
+)
+def test_the_geometry_options(run, options, shape):
+    np.save("in.npy", RNG.normal(size=(4, 6, 8, 10)))
+    assert run("pool", "in.npy", "out.npy", *options)[0] == 0
+    assert np.load("out.npy").shape == shape
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--op", "min"], lambda b: b.min(axis=2)),
+        (["--op", "mean"], lambda b: b.mean(axis=2)),
+        (["--op", "lp"], lambda b: np.sqrt((b**2).sum(axis=2))),
+        (["--op", "lp", "--norm-type", "3"], lambda b: (np.abs(b) ** 3).sum(axis=2) ** (1 / 3)),
+        (["--op", "lp", "--norm-type", "inf"], lambda b: np.abs(b).max(axis=2)),
+        (["--op", "logsumexp", "--r", "2.5"], lambda b: np.log(np.exp(2.5 * b).sum(axis=2)) / 2.5),
+    ],
+)
+def test_the_operations(run, options, expected):
+    x = RNG.normal(size=(8, 6))
+    np.save("in.npy", x)
+    assert run("pool", "in.npy", "out.npy", *options)[0] == 0
+    np.testing.assert_allclose(np.load("out.npy"), expected(blocks(x)), rtol=1e-12)
+
+
+def test_padding_counted_or_not(run):
+    np.save("in.npy", np.ones((4, 4)))
+    corner = {}
+    for option in ("--count-include-pad", "--no-count-include-pad"):
+        assert run("pool", "in.npy", "out.npy", "--op", "mean", "--padding", "1", option)[0] == 0
+        corner[option] = np.load("out.npy")[0, 0]
+    assert corner == {"--count-include-pad": 0.25, "--no-count-include-pad": 1.0}
+
+
+def test_the_result_dtype(run):
+    np.save("in.npy", np.arange(4))
+    assert run("pool", "in.npy", "out.npy", "--op", "mean", "--dtype", "float32")[0] == 0
+    pooled = np.load("out.npy")
+    assert pooled.dtype == np.float32
+    np.testing.assert_array_equal(pooled, [0.5, 2.5])
+
+
+def test_an_npz(run):
+    np.savez("one.npz", weights=np.arange(4))
+    np.save("one.npy", np.arange(4))
+    np.savez("two.npz", a=np.arange(6), b=np.arange(8))
+    with zipfile.ZipFile("named.npz", "w") as archive:
+        archive.write("one.npy", "file.npy")
+    assert run("pool", "one.npz", "out.npz")[0] == 0
+    np.testing.assert_array_equal(member("out.npz", "weights"), [1, 3])
+    assert run("pool", "named.npz", "out.npz")[0] == 0
+    np.testing.assert_array_equal(member("out.npz", "file"), [1, 3])
+    assert run("pool", "two.npz:b", "out.npy")[0] == 0
+    np.testing.assert_array_equal(np.load("out.npy"), [1, 3, 5, 7])
+
+
+def test_an_empty_array(run, refused):
+    np.save("in.npy", np.ones((0, 8, 8)))
+    assert run("pool", "in.npy", "out.npy")[0] == 0
+    assert np.load("out.npy").shape == (0, 4, 4)
+    refused("pool", "in.npy", "out.npy", "--show", "figure.png", words=["--show", "(0, 4, 4)"])
+    refused("pool", "in.npy", "out.png", words=["OUT", "(0, 4, 4)"])
+
+
+@pytest.mark.parametrize(
+    "array", [np.arange(10, dtype=">f8"), np.asfortranarray(np.arange(20.0).reshape(4, 5)).T[:, ::-1]]
+)
+def test_any_byte_order_and_memory_order(run, array):
+    np.save("in.npy", array)
+    assert run("pool", "in.npy", "out.npy", "--axes", "0")[0] == 0
+    np.testing.assert_array_equal(np.load("out.npy"), np.maximum(array[:-1:2], array[1::2]))
+
+
+def test_the_output_may_replace_the_input(run):
+    np.save("x.npy", np.array(SIGNAL))
+    assert run("pool", "x.npy", "x.npy")[0] == 0
+    np.testing.assert_array_equal(np.load("x.npy"), [4, 0, 2, 3, 3])
+    assert os.listdir() == ["x.npy"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions and symbolic links of POSIX")
+def test_a_replaced_file_keeps_its_permissions_and_a_link_stays_a_link(run):
+    np.save("x.npy", np.array(SIGNAL))
+    Path("real.npy").touch(mode=0o600)
+    Path("link.npy").symlink_to("real.npy")
+    assert run("pool", "x.npy", "link.npy")[0] == 0
+    assert Path("link.npy").is_symlink()
+    assert Path("real.npy").stat().st_mode & 0o777 == 0o600
+    np.testing.assert_array_equal(np.load("real.npy"), [4, 0, 2, 3, 3])
+
+
+def test_json_is_one_object(run):
+    np.save("in.npy", np.ones((6, 6), np.float32))
+    status, out, err = run("pool", "in.npy", "out.npy", "--op", "lp", "--norm-type", "inf", "--json")
+    assert (status, err) == (0, "")
+    report = json.loads(out)
+    assert report["input"] == {"path": "in.npy", "shape": [6, 6], "dtype": "float32", "mode": None, "array": None}
+    assert report["output"] == {"path": "out.npy", "shape": [3, 3], "dtype": "float32"}
+    assert report["arguments"]["norm_type"] == "inf"
+    assert report["seconds"] > 0
+    assert report["copy_seconds"] > 0
+    assert report["runs"] >= 1
+    assert report["gb_per_s"] == pytest.approx(report["bytes_moved"] / report["seconds"] / 1e9)
+    assert report["fraction_of_copy_speed"] == pytest.approx(report["copy_seconds"] / report["seconds"])
+    assert report["backend"]
+    assert isinstance(report["plan"], dict)
+
+
+# --- figures, demo, info --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "options"),
+    [
+        (pixels(90, 70), []),
+        (pixels(90, 70, dtype=np.int32), ["--op", "sum"]),
+        (RNG.normal(size=(6, 6)), ["--kernel", "3", "--stride", "1", "--padding", "1"]),
+        (RNG.normal(size=(2, 20, 50, 60)), ["--kernel", "2x2x2"]),
+        (RNG.normal(size=(50, 60)), ["--kernel", "3", "--dilation", "2", "--stride", "1"]),
+        (np.full((50, 60), np.nan), []),
+        (np.array(SIGNAL), []),
+        (RNG.normal(size=(3, 400)), ["--axes", "1", "--kernel", "25"]),
+        (RNG.normal(size=30), ["--kernel", "30"]),
+        (RNG.normal(size=(60, 60)), ["--kernel", "60"]),
+        (RNG.normal(size=(1, 60)), ["--kernel", "1x2"]),
+        (np.zeros((20, 20), bool), []),
+    ],
+    ids=lambda value: str(value.shape) if isinstance(value, np.ndarray) else " ".join(value),
+)
+def test_a_figure_of_an_array(run, x, options):
+    np.save("in.npy", x)
+    status, out, err = run("pool", "in.npy", "out.npy", "--show", "figure.png", *options)
+    assert (status, err) == (0, "")
+    assert "figure figure.png" in out
+    with Image.open("figure.png") as figure:
+        assert min(figure.size) > 400
+        assert np.asarray(figure.convert("L")).std() > 10  # not an empty page
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "CMYK"])
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg", ".jpg"])
+def test_a_figure_of_an_image(run, mode, suffix):
+    Image.fromarray(pixels(64, 96, 3)).convert(mode).save("in.tif")
+    assert run("pool", "in.tif", "out.tif", "--op", "mean", "--show", "figure" + suffix)[0] == 0
+    assert Path("figure" + suffix).stat().st_size > 1000
+
+
+def test_the_demo(run):
+    status, out, err = run("demo", "--out", "made")
+    assert (status, err) == (0, "")
+    assert sorted(os.listdir("made")) == ["photo.png", "shift.png", "signal.png", "windows.png"]
+    assert out.split().count("max") >= 2
+    assert "4       0       2       3       3" in out
+    assert str(Path("made").resolve()) in out
+
+
+def test_pooling_makes_the_photograph_less_sensitive_to_a_shift():
+    from anypool.cli import demo
+
+    shift = demo.shift_experiment(demo._photograph())
+    for method in ("max", "mean"):
+        values = shift.change[method]
+        assert values == sorted(values, reverse=True)  # a larger kernel changes less
+    assert shift.change["max"][0] == shift.change["mean"][0] == shift.change["every k-th pixel"][0]  # k = 1: no pooling
+    assert shift.change["every k-th pixel"][-1] > shift.change["max"][-1] > shift.change["mean"][-1]
+
+
+def test_info(run):
+    import anypool
+
+    status, out, err = run("info")
+    assert (status, err) == (0, "")
+    assert out.split()[:2] == ["anypool", anypool.__version__]
+    status, out, _ = run("info", "--json")
+    found = json.loads(out)
+    assert found["packages"]["pillow"]
+    assert found["native"]["isa"] in found["native"]["isa_built"]
+    assert found["native"]["threads"] >= 1
+
+
+def test_help_and_version(run):
+    status, out, _ = run()
+    assert status == 0
+    assert "pool" in out
+    assert "demo" in out
+    status, out, _ = run("pool", "--help")
+    assert status == 0
+    assert "logsumexp" in out
+    assert "--count-include-pad" in out
+    status, out, _ = run("--version")
+    assert status == 0
+    assert out.startswith("anypool ")
+
+
+def in_new_process(*arguments, **options):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, **options)
+
+
+def test_as_a_module():
+    done = in_new_process("-m", "anypool", "pool", "none.npy", "out.npy")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "anypool: IN does not exist: none.npy\n")
+
+
+def test_the_library_imports_nothing_of_the_command_line():
+    heavy = "{'matplotlib', 'PIL', 'typer', 'rich', 'torch'}"
+    done = in_new_process("-c", f"import sys, anypool; print({heavy} & set(sys.modules))")
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_info_does_not_import_torch():
+    code = "import sys; from anypool.cli import main; main(['info']); assert 'torch' not in sys.modules"
+    assert in_new_process("-c", code).returncode == 0
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old():
+    """An input, and an output that must survive."""
+    np.save("in.npy", np.ones((8, 8)))
+    Image.fromarray(pixels(8, 8, 3)).save("in.png")
+    Path("out.npy").write_bytes(b"old")
+    Path("out.png").write_bytes(b"old")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pool"], "IN"),
+        (["pool", "in.npy"], "OUT"),
+        (["pol"], "pol"),
+        (["pool", "in.npy", "out.npy", "--kernl", "2"], "--kernl"),
+        (["pool", "in.npy", "out.npy", "--kernel"], "--kernel"),
+        (["pool", "in.npy", "out.npy", "more"], "more"),
+        (["info", "--jsn"], "--jsn"),
+        (["pool", "in.npy", "out.npy", "--kernel", "two"], ["--kernel", "'two'"]),
+        (["pool", "in.npy", "out.npy", "--kernel", ""], ["--kernel", "''"]),
+        (["pool", "in.npy", "out.npy", "--kernel", "2.5"], ["--kernel", "'2.5'"]),
+        (["pool", "in.npy", "out.npy", "--kernel", "2x"], ["--kernel", "'2x'"]),
+        (["pool", "in.npy", "out.npy", "--kernel", "0"], ["--kernel", "0"]),
+        (["pool", "in.npy", "out.npy", "--kernel", "-2"], ["--kernel", "-2"]),
+        (["pool", "in.npy", "out.npy", "--kernel", "99999999999999999999"], ["99999999999999999999"]),
+        (["pool", "in.npy", "out.npy", "--kernel", "9"], "9"),
+        (["pool", "in.npy", "out.npy", "--kernel", "2x2x2"], ["--kernel", "3", "(8, 8)"]),
+        (["pool", "in.npy", "out.npy", "--kernel", "2x2", "--axes", "0"], ["--kernel", "(2, 2)"]),
+        (["pool", "in.npy", "out.npy", "--stride", "0"], ["--stride", "0"]),
+        (["pool", "in.npy", "out.npy", "--padding", "-3"], ["--padding", "-3"]),
+        (["pool", "in.npy", "out.npy", "--padding", "some"], ["--padding", "'some'"]),
+        (["pool", "in.npy", "out.npy", "--dilation", "0"], ["--dilation", "0"]),
+        (["pool", "in.npy", "out.npy", "--axes", "2"], ["--axes", "2"]),
+        (["pool", "in.npy", "out.npy", "--axes", "1,1"], ["--axes", "1,1"]),
+        (["pool", "in.npy", "out.npy", "--axes", "x"], ["--axes", "'x'"]),
+        (["pool", "in.npy", "out.npy", "--op", "maximum"], ["--op", "'maximum'", "logsumexp"]),
+        (["pool", "in.npy", "out.npy", "--op", "max", "--norm-type", "3"], ["--norm-type", "lp"]),
+        (["pool", "in.npy", "out.npy", "--op", "lp", "--norm-type", "x"], ["--norm-type", "'x'"]),
+        (["pool", "in.npy", "out.npy", "--op", "lp", "--norm-type", "-1"], ["--norm-type", "-1"]),
+        (["pool", "in.npy", "out.npy", "--op", "logsumexp", "--r", "nan"], ["--r", "'nan'"]),
+        (["pool", "in.npy", "out.npy", "--op", "logsumexp", "--r", "0"], ["--r", "0"]),
+        (["pool", "in.npy", "out.npy", "--no-count-include-pad"], ["--count-include-pad", "mean"]),
+        (["pool", "in.npy", "out.npy", "--dtype", "flot32"], ["--dtype", "'flot32'"]),
+        (["pool", "in.npy", "out.npy", "--dtype", "object"], ["--dtype", "'object'"]),
+        (["pool", "none.npy", "out.npy"], "IN does not exist: none.npy"),
+        (["pool", ".", "out.npy"], "IN must end in"),
+        (["pool", "in.txt", "out.npy"], ["IN must end in", "in.txt"]),
+        (["pool", "in.npy", "out.txt"], ["OUT must end in", "out.txt"]),
+        (["pool", "in.npy", "out"], ["OUT must end in"]),
+        (["pool", "in.npy", "none/out.npy"], ["OUT", "folder none does not exist"]),
+        (["pool", "in.npy", "out.npy", "--show", "none/figure.png"], ["--show", "folder none does not exist"]),
+        (["pool", "in.npy", "out.npy", "--show", "figure.xyz"], ["--show", "figure.xyz"]),
+        (["pool", "in.png", "out.png", "--show", "out.png"], ["--show", "OUT"]),
+        (["pool", "in.png", "out.png", "--show", "in.png"], ["--show", "IN"]),
+        (["pool", "in.png", "out.png", "--op", "lp"], ["OUT", "float64", "out.png", ".npy"]),
+        (["pool", "in.png", "out.png", "--op", "sum"], ["OUT", "int64", "out.png", ".npy"]),
+        (["pool", "in.png", "out.png", "--op", "mean", "--dtype", "float32"], ["OUT", "float32", "out.png"]),
+        (["pool", "in.npy", "out.png"], ["OUT", "float64", "(4, 4)", "out.png"]),
+        (["demo", "--out", "none/deeper"], ["--out", "none"]),
+        (["demo", "--out", "in.npy"], ["--out", "in.npy"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_bad_arguments(refused, old, arguments, words):
+    refused(*arguments, words=words)
+
+
+def test_transparency_does_not_fit_a_jpeg(refused):
+    Image.fromarray(pixels(8, 8, 4)).save("in.png")
+    Path("out.jpg").write_bytes(b"old")
+    refused("pool", "in.png", "out.jpg", words=["OUT", "RGBA", "JPEG", "out.jpg"])
+
+
+def bad_zip_member() -> None:
+    with zipfile.ZipFile("bad.npz", "w") as archive:
+        archive.writestr("a.npy", b"not an array")
+
+
+def object_archive() -> None:
+    np.savez("bad.npz", a=np.array([{"a": 1}, None], dtype=object))
+
+
+def cut_image(name: str) -> None:
+    Image.fromarray(pixels(64, 64, 3)).save("whole" + name)
+    Path("bad" + name).write_bytes(Path("whole" + name).read_bytes()[:1500])
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Path("bad.npy").write_bytes(b""), "bad.npy"),
+        (lambda: Path("bad.npy").write_bytes(b"no array at all"), "bad.npy"),
+        (lambda: Path("bad.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': 'oops'"), "bad.npy"),
+        (lambda: np.save("bad.npy", np.array([{"a": 1}], dtype=object)), "bad.npy"),
+        (lambda: np.save("bad.npy", np.array(["text"])), "IN"),
+        (lambda: np.save("bad.npy", np.ones(4, complex)), "IN"),
+        (lambda: np.save("bad.npy", np.float64(3)), "()"),
+        (lambda: Path("bad.npz").write_bytes(b""), "bad.npz"),
+        (lambda: Path("bad.npz").write_bytes(b"PK not a zip"), "bad.npz"),
+        (lambda: np.savez("bad.npz", a=np.ones(3), b=np.ones(3)), "a, b"),
+        (lambda: np.savez("bad.npz"), "no array"),
+        (bad_zip_member, "bad.npz"),
+        (object_archive, "bad.npz"),
+        (lambda: Path("bad.png").write_bytes(b""), "bad.png"),
+        (lambda: Path("bad.png").write_bytes(b"no image at all"), "bad.png"),
+        (lambda: cut_image(".png"), "bad.png"),
+        (lambda: cut_image(".jpg"), "bad.jpg"),
+        (lambda: cut_image(".tif"), "bad.tif"),
+        (lambda: Path("bad.png").mkdir(), "not a file"),
+    ],
+)
+def test_unreadable_files(refused, make, name):
+    make()
+    bad = next(Path().glob("bad.*"))
+    refused("pool", bad, "out.npy", words=name)
+
+
+def test_a_truncated_array(refused):
+    np.save("bad.npy", np.ones((100, 100)))
+    os.truncate("bad.npy", 500)
+    refused("pool", "bad.npy", "out.npy", words=["IN", "bad.npy"])
+
+
+def test_a_missing_member_of_an_npz(refused):
+    np.savez("two.npz", a=np.ones(3), b=np.ones(3))
+    refused("pool", "two.npz:c", "out.npy", words=["'c'", "a, b"])
+
+
+def test_a_name_with_a_line_break_is_still_one_line(refused):
+    refused("pool", "no\nfile.npy", "out.npy", words="IN does not exist")
+
+
+@pytest.mark.parametrize(("module", "package"), [("PIL", "Pillow"), ("matplotlib", "matplotlib")])
+def test_a_missing_package_is_named_with_the_extra(refused, old, monkeypatch, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    words = [package, 'pip install "anypool[cli]"']
+    refused("pool", "in.npy" if module == "matplotlib" else "in.png", "out.npy", "--show", "figure.png", words=words)
+    refused("demo", words=words)
+
+
+def test_a_missing_typer_is_named_with_the_extra(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.delitem(sys.modules, "anypool.cli.commands")
+    monkeypatch.delattr(cli, "commands")
+    refused("info", words=["Typer", 'pip install "anypool[cli]"'])
+
+
+# --- failures while writing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "word"),
+    [
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError("2 GiB"), 1, "not enough memory"),
+    ],
+    ids=["full disk", "Ctrl-C", "memory"],
+)
+@pytest.mark.parametrize("where", ["OUT", "--show"])
+def test_a_failure_leaves_every_file_as_it_was(refused, old, monkeypatch, failure, status, word, where):
+    from anypool.cli import show
+
+    Path("figure.png").write_bytes(b"old figure")
+
+    def fail(first, second, *rest):
+        file = first if where == "OUT" else second
+        file.write(b"half of the file")
+        raise failure
+
+    monkeypatch.setattr(*((files, "write") if where == "OUT" else (show, "save")), fail)
+    refused("pool", "in.npy", "out.npy", "--show", "figure.png", words=word, status=status)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_being_terminated_leaves_every_file_as_it_was(refused, old, monkeypatch):
+    monkeypatch.setattr(files, "write", lambda *rest: os.kill(os.getpid(), signal.SIGTERM))
+    refused("pool", "in.npy", "out.npy", words="terminated", status=143)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".tif"])
+def test_a_file_that_cannot_grow_leaves_the_old_one(suffix):
+    """A real failing write, by the operating system's limit on a file's size."""
+    np.save("in.npy", np.ones((1000, 1000), np.float32))
+    Path("out" + suffix).write_bytes(b"old")
+    before = contents(Path())
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    code = f"{limit}; from anypool.cli import main; raise SystemExit(main(['pool', 'in.npy', 'out{suffix}']))"
+    done = in_new_process("-c", code)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "cannot write" in done.stderr
+    assert contents(Path()) == before
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    done = subprocess.run(
+        f"{sys.executable} -m anypool info | true", shell=True, capture_output=True, text=True, timeout=120
+    )
+    assert done.stderr == ""
