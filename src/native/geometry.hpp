@@ -19,8 +19,9 @@ inline i64 ceil_div(i64 a, i64 b) { return a / b + (a % b > 0); }
 inline i64 floor_mod(i64 a, i64 b) { return a - floor_div(a, b) * b; }
 
 inline Window clip(i64 start, i64 step, i64 taps, i64 n_in) {
-  i64 lo = start < 0 ? ceil_div(-start, step) : 0;
-  i64 hi = start >= n_in ? 0 : (n_in - 1 - start) / step + 1;
+  const bool dense = step == 1;  // spares the divisions: rows are short, and this runs for each
+  i64 lo = start < 0 ? (dense ? -start : ceil_div(-start, step)) : 0;
+  i64 hi = start >= n_in ? 0 : dense ? n_in - start : (n_in - 1 - start) / step + 1;
   if (hi > taps) hi = taps;
   if (lo > hi) lo = hi;
   return {start, step, taps, lo, hi};

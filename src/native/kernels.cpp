@@ -1,5 +1,6 @@
 // Compiled once per instruction-set level; exports one table. No STL and no nanobind here, and nothing outside the
 // anonymous namespace: see simd.hpp.
+#include "engine.hpp"
 #include "select_backward.hpp"
 
 #ifndef ANYPOOL_LEVEL
@@ -26,8 +27,7 @@ const Kernel& kernel_of(const Plan& p) {
       default: return kKernel<Sum<int64_t>>;
     }
   }
-#define ANYPOOL_CODED(T, I) \
-  return max ? kKernel<SelectCoded<T, I, true>, true> : kKernel<SelectCoded<T, I, false>, true>
+#define ANYPOOL_CODED(T, I) return max ? kKernel<SelectCoded<T, I, true>> : kKernel<SelectCoded<T, I, false>>
 #define ANYPOOL_SELECT(T) return max ? kKernel<Select<T, true>> : kKernel<Select<T, false>>
   if (p.code != Code::none) {
     switch (p.acc) {
@@ -58,12 +58,12 @@ using BackwardF32 = SelectBackward<float, int32_t>;
 using BackwardF64 = SelectBackward<double, int64_t>;
 
 i64 scratch_bytes(const Plan& p, bool backward) {
-  if (!backward) return Engine(p, kernel_of(p), Buffers{}, nullptr).scratch_bytes();
+  if (!backward) return Engine(p, kernel_of(p), nullptr).scratch_bytes();
   return p.acc == DType::f64 ? BackwardF64(p, Buffers{}, nullptr).scratch_bytes()
                              : BackwardF32(p, Buffers{}, nullptr).scratch_bytes();
 }
 void forward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
-  Engine(p, kernel_of(p), b, scratch).run(begin, end);
+  Engine(p, kernel_of(p), scratch).run(b, begin, end);
 }
 void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
   p.acc == DType::f64 ? BackwardF64(p, b, scratch).run(begin, end) : BackwardF32(p, b, scratch).run(begin, end);

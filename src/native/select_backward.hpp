@@ -1,7 +1,8 @@
 // The backward pass of max and min: every input gathers, from the windows that saw it, the gradients of those it won.
 // Each gradient element is written once, in a fixed order; nothing is scattered into the output.
 #pragma once
-#include "engine.hpp"
+#include "elements.hpp"
+#include "scratch.hpp"
 
 namespace anypool {
 namespace {

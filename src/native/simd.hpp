@@ -117,28 +117,44 @@ ANYPOOL_GENERIC_FLOAT(float, 4)
 ANYPOOL_GENERIC_FLOAT(double, 2)
 #endif
 
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeIndices<0, I...> {
+  using type = Indices<I...>;
+};
+
 // Even and odd elements of two adjacent vectors: the data movement of a stride-2 window.
 template <class T, int L>
 struct Unzip {
-  template <int... I>
-  struct Seq {};
-  template <int N, int... I>
-  struct Make : Make<N - 1, N - 1, I...> {};
-  template <int... I>
-  struct Make<0, I...> {
-    using type = Seq<I...>;
-  };
   using V = Vec<T, L>;
   template <int... I>
-  static ANYPOOL_INLINE V even(V a, V b, Seq<I...>) {
+  static ANYPOOL_INLINE V even(V a, V b, Indices<I...>) {
     return __builtin_shufflevector(a, b, (2 * I)...);
   }
   template <int... I>
-  static ANYPOOL_INLINE V odd(V a, V b, Seq<I...>) {
+  static ANYPOOL_INLINE V odd(V a, V b, Indices<I...>) {
     return __builtin_shufflevector(a, b, (2 * I + 1)...);
   }
-  static ANYPOOL_INLINE V even(V a, V b) { return even(a, b, typename Make<L>::type{}); }
-  static ANYPOOL_INLINE V odd(V a, V b) { return odd(a, b, typename Make<L>::type{}); }
+  static ANYPOOL_INLINE V even(V a, V b) { return even(a, b, typename MakeIndices<L>::type{}); }
+  static ANYPOOL_INLINE V odd(V a, V b) { return odd(a, b, typename MakeIndices<L>::type{}); }
+};
+// And back: a0 b0 a1 b1 ...
+template <class T, int L>
+struct Zip {
+  using V = Vec<T, L>;
+  template <int... I>
+  static ANYPOOL_INLINE V low(V a, V b, Indices<I...>) {
+    return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * L)...);
+  }
+  template <int... I>
+  static ANYPOOL_INLINE V high(V a, V b, Indices<I...>) {
+    return __builtin_shufflevector(a, b, (I / 2 + L / 2 + (I % 2) * L)...);
+  }
+  static ANYPOOL_INLINE V low(V a, V b) { return low(a, b, typename MakeIndices<L>::type{}); }
+  static ANYPOOL_INLINE V high(V a, V b) { return high(a, b, typename MakeIndices<L>::type{}); }
 };
 
 }  // namespace

@@ -1,0 +1,128 @@
+// The input, row by row: where it lies if kernels can read it there, else loaded, converted and lifted into scratch.
+#pragma once
+#include "arithmetic.hpp"
+#include "tree.hpp"
+
+namespace anypool {
+namespace {
+
+// cols x cb elements from one array to another, in as few pieces as their strides (in elements) allow.
+struct Columns {
+  char* data;
+  i64 bytes, stride_w, stride_c;
+};
+inline void copy_columns(Convert copy, const Columns& to, const Columns& from, i64 cols, i64 cb, bool inner) {
+  if (!inner) return copy(to.data, to.stride_w, from.data, from.stride_w, cols);
+  if (to.stride_c == 1 && from.stride_c == 1 && to.stride_w == cb && from.stride_w == cb)
+    return copy(to.data, 1, from.data, 1, cols * cb);
+  for (i64 j = 0; j < cols; ++j)
+    copy(to.data + j * to.stride_w * to.bytes, to.stride_c, from.data + j * from.stride_w * from.bytes, from.stride_c,
+         cb);
+}
+
+// Row (d, h) from column w on of an array that lies beside the input or output, as doubles.
+inline const double* neighbour_row(const Plan& p, const Tile& t, const void* base, DType type, const i64* outer,
+                                   const i64* stride, i64 d, i64 h, i64 w, i64 cols, double* into) {
+  const i64 at = outer_offset(p, outer, t.outer) + d * stride[0] + h * stride[1] + w * stride[2] + t.c0 * stride[3];
+  char* from = const_cast<char*>(static_cast<const char*>(base)) + at * size_of(type);
+  copy_columns(converter(type, DType::f64), {reinterpret_cast<char*>(into), 8, t.cb, 1},
+               {from, size_of(type), stride[2], stride[3]}, cols, t.cb, p.inner > 1);
+  return into;
+}
+
+class InputRows {
+  static constexpr int kKept = 16;  // rows that may be alive at once: a leaf of the tree over d and one over h
+  const Plan& p_;
+  const Kernel& k_;
+  const Buffers* buffers_ = nullptr;
+  const Tile& t_;
+  const i64 bytes_;
+  const Convert load_;
+  const bool direct_;
+  Row kept_[kKept];
+  double* aux_;
+  const char* x_ = nullptr;
+  int next_ = 0;
+
+ public:
+  InputRows(const Plan& plan, const Kernel& kernel, const Tile& tile, Arena& arena, i64 n)
+      : p_(plan),
+        k_(kernel),
+        t_(tile),
+        bytes_(size_of(plan.in)),
+        load_(converter(plan.in, plan.acc)),
+        direct_(plan.lift == Lift::none && plan.in == plan.acc &&
+                (plan.inner == 1 ? plan.x_stride[2] == 1 || plan.axis[2].n_in == 1 : plan.x_stride[3] == 1)) {
+    for (Row& r : kept_) r = direct_ ? Row{} : take_row(arena, k_, n);
+    aux_ = p_.lift >= Lift::over_power ? arena.take_array<double>(n) : nullptr;
+  }
+
+  bool direct() const { return direct_; }
+  void place(const Buffers& buffers) {
+    buffers_ = &buffers;
+    x_ = static_cast<const char*>(buffers.x) +
+         (outer_offset(p_, p_.x_outer, t_.outer) + t_.c0 * p_.x_stride[3]) * bytes_;
+  }
+
+  // Rows as merges over d and h see them: one piece where they lie so, else column by column.
+  Shape shape() const {
+    const bool whole = !direct_ || p_.inner == 1 || (t_.cb == p_.inner && p_.x_stride[2] == p_.inner);
+    return whole ? Shape{1, t_.columns() * t_.cb} : Shape{t_.columns(), t_.cb};
+  }
+
+  // The tile's columns of row (d, h), lifted. `into` is where to keep a loaded row; else it lasts for a few more.
+  Source row(i64 d, i64 h, i64 add, const Row* into = nullptr) {
+    char* from = const_cast<char*>(x_) + (d * p_.x_stride[0] + h * p_.x_stride[1] + t_.w_lo * p_.x_stride[2]) * bytes_;
+    if (direct_) return {from, nullptr, add, p_.x_stride[2]};
+    const Row to = into ? *into : kept_[next_++ % kKept];
+    copy_columns(load_, {to.a, k_.a_bytes, t_.cb, 1}, {from, bytes_, p_.x_stride[2], p_.x_stride[3]}, t_.columns(),
+                 t_.cb, p_.inner > 1);
+    if (p_.lift != Lift::none) lift(to, d, h);
+    return {to.a, k_.coded ? nullptr : to.b, add, t_.cb};
+  }
+
+ private:
+  void lift(Row row, i64 d, i64 h) {
+    const i64 n = t_.columns() * t_.cb;
+    if (k_.b_bytes && !k_.coded)
+      return lift_scaled(reinterpret_cast<double*>(row.a), reinterpret_cast<double*>(row.b), d, h, n);
+    const auto on = [&](auto* v) {
+      p_.lift == Lift::over_divisor ? over_divisor(v, d, h, n) : lift_powers(v, n, p_.lift, p_.p);
+    };
+    p_.acc == DType::f32 ? on(reinterpret_cast<float*>(row.a)) : on(reinterpret_cast<double*>(row.a));
+  }
+
+  void lift_scaled(double* v, double* exponent, i64 d, i64 h, i64 n) {
+    if (p_.lift == Lift::exp) {
+      for (i64 i = 0; i < n; ++i) scale(v[i], exponent[i], 1.0, v[i] * (p_.p * kLog2E));
+      return;
+    }
+    const double* y =
+        neighbour_row(p_, t_, buffers_->aux, p_.in, p_.aux_outer, p_.aux_stride, d, h, t_.w_lo, t_.columns(), aux_);
+    for (i64 i = 0; i < n; ++i) {
+      const double g = v[i], t = p_.lift == Lift::over_exp ? -p_.p * kLog2E * y[i] : (1 - p_.p) * log2(fabs(y[i]));
+      if (g == 0 || (y[i] == 0 && p_.lift == Lift::over_power))
+        v[i] = 0, exponent[i] = ScaledSum::kZeroExponent;
+      else
+        scale(v[i], exponent[i], g, t);
+    }
+  }
+
+  template <class T>
+  void over_divisor(T* v, i64 d, i64 h, i64 n) const {
+    if (p_.divisor == Divisor::constant) {
+      const T by = T(p_.divisor_value);
+      for (i64 i = 0; i < n; ++i) v[i] /= by;
+      return;
+    }
+    const double rows =
+        double(divisor_of(p_.forward[0], d, p_.divisor)) * double(divisor_of(p_.forward[1], h, p_.divisor));
+    for (i64 j = t_.w_lo; j < t_.w_hi; ++j) {
+      const T by = T(rows * double(divisor_of(p_.forward[2], j, p_.divisor)));
+      for (i64 c = 0; c < t_.cb; ++c) *v++ /= by;
+    }
+  }
+};
+
+}  // namespace
+}  // namespace anypool

@@ -1,0 +1,193 @@
+// Merging rows: every pooling, of any rank and layout, is `merge_rows` over rows that lie somewhere else.
+#pragma once
+#include "plan.hpp"
+#include "reductions.hpp"
+
+namespace anypool {
+namespace {
+
+// The order of summation is a function of the window alone: n taps are the merge of the first h and the other n - h,
+// h the largest power of two below n. Both a sliding window (by doubling) and a stream (by carries) can follow it.
+ANYPOOL_INLINE i64 split_point(i64 n) { return i64(1) << (63 - __builtin_clzll(uint64_t(n - 1))); }
+
+template <class Op, int N, int L>
+ANYPOOL_INLINE typename Op::template State<L> merge_tree(const Source* s, i64 i) {
+  if constexpr (N == 1) {
+    return Op::template get<L>(*s, i);
+  } else {
+    constexpr int h = N > 4 ? 4 : N > 2 ? 2 : 1;
+    return Op::template merge<L>(merge_tree<Op, h, L>(s, i), merge_tree<Op, N - h, L>(s + h, i));
+  }
+}
+
+// A row shorter than a vector takes a shorter vector; the last vector of a row overlaps the one before, so there is no
+// scalar tail. dst must not overlap the sources.
+template <class Op, int N, int L>
+ANYPOOL_INLINE void merge_span(const Row& dst, i64 at, const Source* s, i64 width) {
+  if (width >= L) {
+    i64 i = 0;
+    for (; i + L <= width; i += L) Op::template put<L>(dst, at + i, merge_tree<Op, N, L>(s, i));
+    if (i < width) Op::template put<L>(dst, at + width - L, merge_tree<Op, N, L>(s, width - L));
+  } else if constexpr (L > 1) {
+    merge_span<Op, N, L / 2>(dst, at, s, width);
+  }
+}
+
+template <class Op, int N>
+__attribute__((noinline)) void merge_n(Row dst, i64 dst_pitch, const Source* sources, i64 rows, i64 width) {
+  Source s[N];
+  for (int n = 0; n < N; ++n) s[n] = sources[n];
+  for (i64 r = 0; r < rows; ++r) {
+    merge_span<Op, N, Op::kMaxLanes>(dst, r * dst_pitch, s, width);
+    for (int n = 0; n < N; ++n) {
+      s[n].a += s[n].pitch * i64(sizeof(typename Op::A));
+      if (Op::kPair && s[n].b) s[n].b += s[n].pitch * i64(sizeof(typename Op::B));
+    }
+  }
+}
+
+constexpr int kLeaf = 5;  // rows merged in registers at once
+
+template <class Op>
+void merge_rows(Row dst, i64 dst_pitch, const Source* sources, int n, i64 rows, i64 width) {
+  switch (n) {
+    case 1: return merge_n<Op, 1>(dst, dst_pitch, sources, rows, width);
+    case 2: return merge_n<Op, 2>(dst, dst_pitch, sources, rows, width);
+    case 3: return merge_n<Op, 3>(dst, dst_pitch, sources, rows, width);
+    case 4: return merge_n<Op, 4>(dst, dst_pitch, sources, rows, width);
+    default: return merge_n<Op, 5>(dst, dst_pitch, sources, rows, width);
+  }
+}
+
+// The same, de-interleaved on the way out: column i goes to (q + i) / 2 of `even` or `odd`, as q + i is.
+template <class Op, int N, int L>
+ANYPOOL_INLINE void split_span(const Row& even, const Row& odd, const Source* s, i64 width) {
+  if constexpr (L == 1) {
+    for (i64 i = 0; i < width; ++i) Op::template put<1>(i & 1 ? odd : even, i / 2, merge_tree<Op, N, 1>(s, i));
+  } else {
+    if (width < 2 * L) return split_span<Op, N, L / 2>(even, odd, s, width);
+    const auto step = [&](i64 i) {
+      const auto l = merge_tree<Op, N, L>(s, i), r = merge_tree<Op, N, L>(s, i + L);
+      typename Op::template State<L> e, o;
+      e.a = Unzip<typename Op::A, L>::even(l.a, r.a), o.a = Unzip<typename Op::A, L>::odd(l.a, r.a);
+      if constexpr (Op::kPair) {
+        e.b = Unzip<typename Op::B, L>::even(l.b, r.b), o.b = Unzip<typename Op::B, L>::odd(l.b, r.b);
+      }
+      Op::template put<L>(even, i / 2, e);
+      Op::template put<L>(odd, i / 2, o);
+    };
+    i64 i = 0;
+    for (; i + 2 * L <= width; i += 2 * L) step(i);
+    if (i == width) return;
+    step((width - 2 * L) & ~i64(1));
+    if (width & 1) Op::template put<1>(even, width / 2, merge_tree<Op, N, 1>(s, width - 1));
+  }
+}
+template <class Op, int N>
+__attribute__((noinline)) void split_n(Row even, Row odd, const Source* sources, i64 width) {
+  Source s[N];
+  for (int n = 0; n < N; ++n) s[n] = sources[n];
+  split_span<Op, N, Op::kMaxLanes>(even, odd, s, width);
+}
+template <class Op>
+void merge_split(Row even, Row odd, const Source* sources, int n, i64 width) {
+  switch (n) {
+    case 1: return split_n<Op, 1>(even, odd, sources, width);
+    case 2: return split_n<Op, 2>(even, odd, sources, width);
+    case 3: return split_n<Op, 3>(even, odd, sources, width);
+    case 4: return split_n<Op, 4>(even, odd, sources, width);
+    default: return split_n<Op, 5>(even, odd, sources, width);
+  }
+}
+
+template <class T>
+void fill(char* p, i64 n, T value) {
+  T* out = reinterpret_cast<T*>(p);
+  for (i64 i = 0; i < n; ++i) out[i] = value;
+}
+
+// A reduction as the engine sees it.
+struct Kernel {
+  i64 a_bytes, b_bytes;  // size of the components of a state; b_bytes 0: there is one
+  bool coded;            // b is the winner's offset in the window
+  // dst[r][0..width) = merge of sources[0..n)[r][0..width), n <= kLeaf; dst_pitch and width in elements.
+  void (*merge)(Row dst, i64 dst_pitch, const Source* sources, int n, i64 rows, i64 width);
+  // The same for one row, its even columns into one row and its odd ones into another.
+  void (*merge_split)(Row even, Row odd, const Source* sources, int n, i64 width);
+  void (*identity)(Row dst, i64 from, i64 to);
+  // One state: taps [lo, lo + n) of a window whose tap t lies at line[t * step], those outside [first, last) being absent.
+  void (*run)(Row dst, Source line, i64 step, i64 lo, i64 n, i64 first, i64 last);
+};
+
+template <class Op>
+void fill_identity(Row r, i64 from, i64 to) {
+  if (to <= from) return;
+  auto id = Op::identity();
+  fill(r.a + from * i64(sizeof(typename Op::A)), to - from, id.a);
+  if constexpr (Op::kPair) fill(r.b + from * i64(sizeof(typename Op::B)), to - from, id.b);
+}
+
+// 2 L columns that are neighbours become L: the next level of the tree.
+template <class Op, int L>
+ANYPOOL_INLINE typename Op::template State<L> merge_neighbours(typename Op::template State<L> l,
+                                                               typename Op::template State<L> r) {
+  typename Op::template State<L> even, odd;
+  even.a = Unzip<typename Op::A, L>::even(l.a, r.a), odd.a = Unzip<typename Op::A, L>::odd(l.a, r.a);
+  if constexpr (Op::kPair) {
+    even.b = Unzip<typename Op::B, L>::even(l.b, r.b), odd.b = Unzip<typename Op::B, L>::odd(l.b, r.b);
+  }
+  return Op::template merge<L>(even, odd);
+}
+// N * L neighbouring columns, N a power of two, as one vector of partial trees, in order.
+template <class Op, int N, int L>
+ANYPOOL_INLINE typename Op::template State<L> merge_block(const Source& s, i64 i) {
+  if constexpr (N == 1)
+    return Op::template get<L>(s, i);
+  else
+    return merge_neighbours<Op, L>(merge_block<Op, N / 2, L>(s, i), merge_block<Op, N / 2, L>(s, i + N / 2 * L));
+}
+// What is left when all lanes are merged.
+template <class Op, int L>
+ANYPOOL_INLINE typename Op::template State<1> first_of(typename Op::template State<L> v) {
+  for (int left = L; left > 1; left /= 2) v = merge_neighbours<Op, L>(v, v);
+  if constexpr (Op::kPair)
+    return {v.a[0], v.b[0]};
+  else
+    return {v.a[0]};
+}
+
+template <class Op>
+typename Op::template State<1> merge_run(const Source& line, i64 step, i64 lo, i64 n, i64 first, i64 last) {
+  if (lo + n <= first || lo >= last) return Op::identity();
+  if (n == 1) {
+    Source s = line;
+    s.add += lo;
+    return Op::template get<1>(s, lo * step);
+  }
+  constexpr int L = Op::kMaxLanes > 16 ? 16 : Op::kMaxLanes;
+  if constexpr (!Op::kCoded) {
+    if (n == 4 * L && step == 1 && lo >= first && lo + n <= last) {
+      return first_of<Op, L>(merge_block<Op, 4, L>(line, lo));
+    }
+    if (n == L && step == 1 && lo >= first && lo + n <= last) return first_of<Op, L>(Op::template get<L>(line, lo));
+  }
+  const i64 half = split_point(n);
+  return Op::template merge<1>(merge_run<Op>(line, step, lo, half, first, last),
+                               merge_run<Op>(line, step, lo + half, n - half, first, last));
+}
+template <class Op>
+void put_run(Row dst, Source line, i64 step, i64 lo, i64 n, i64 first, i64 last) {
+  Op::template put<1>(dst, 0, merge_run<Op>(line, step, lo, n, first, last));
+}
+
+template <class Op>
+constexpr Kernel kKernel = {sizeof(typename Op::A),
+                            Op::kPair ? sizeof(typename Op::B) : 0,
+                            Op::kCoded,
+                            merge_rows<Op>,
+                            merge_split<Op>,
+                            fill_identity<Op>,
+                            put_run<Op>};
+
+}  // namespace
+}  // namespace anypool

@@ -1,0 +1,176 @@
+// The output, row by row: finished, converted, stored; and the winners' codes or indices beside it.
+#pragma once
+#include "input_rows.hpp"
+
+namespace anypool {
+namespace {
+
+constexpr i64 kOffsetTable = 4096;  // codes whose place in the input is looked up instead of computed
+
+inline DType type_of(Code c) {
+  return c == Code::u8 ? DType::u8 : c == Code::u16 ? DType::u16 : c == Code::i32 ? DType::i32 : DType::i64;
+}
+
+class OutputRow {
+  const Plan& p_;
+  const Kernel& k_;
+  const Tile& t_;
+  const Convert store_;
+  const i64 bytes_;
+  const bool merged_in_place_, adjoint_;
+  bool even_divisor_ = false;  // the same for all columns of the tile
+  Row row_;
+  double *wide_, *divisor_w_;
+  i64* offset_;
+  const Buffers* buffers_ = nullptr;
+  char* y_ = nullptr;
+
+ public:
+  OutputRow(const Plan& plan, const Kernel& kernel, const Tile& tile, Arena& arena, i64 n)
+      : p_(plan),
+        k_(kernel),
+        t_(tile),
+        store_(converter(plan.acc, plan.out)),
+        bytes_(size_of(plan.out)),
+        merged_in_place_(!kernel.b_bytes && plan.out == plan.acc &&
+                         (plan.inner == 1 ? plan.y_stride[2] == 1 || plan.axis[2].n_out == 1 : plan.y_stride[3] == 1)),
+        adjoint_(plan.axis[0].kind == AxisKind::transposed || plan.axis[1].kind == AxisKind::transposed ||
+                 plan.axis[2].kind == AxisKind::transposed) {
+    row_ = take_row(arena, k_, n);
+    wide_ = arena.take_array<double>(n);
+    divisor_w_ = arena.take_array<double>(n);
+    const i64 taps = p_.axis[0].kernel * p_.axis[1].kernel * p_.axis[2].kernel;
+    const bool table = p_.code == Code::index && taps <= kOffsetTable;
+    offset_ = table ? arena.take_array<i64>(taps) : nullptr;
+    for (i64 c = 0; table && arena.base && c < taps; ++c) offset_[c] = offset_of(c);
+  }
+
+  void place(const Buffers& buffers) {
+    buffers_ = &buffers;
+    y_ = static_cast<char*>(buffers.y) + (outer_offset(p_, p_.y_outer, t_.outer) + t_.od * p_.y_stride[0] +
+                                          t_.ow0 * p_.y_stride[2] + t_.c0 * p_.y_stride[3]) *
+                                             bytes_;
+    if (p_.finish != Finish::divide || p_.divisor == Divisor::constant) return;
+    even_divisor_ = true;
+    for (i64 o = t_.ow0; o < t_.ow1; ++o) {
+      divisor_w_[o - t_.ow0] = double(divisor_of(p_.forward[2], o, p_.divisor));
+      even_divisor_ &= divisor_w_[o - t_.ow0] == divisor_w_[0];
+    }
+  }
+
+  // Where the merged row may go: into the output at once, if it has the right type and no second component.
+  Row target(i64 oh, i64& pitch) const {
+    pitch = t_.cb;
+    if (!merged_in_place_) return row_;
+    if (p_.inner > 1) pitch = p_.y_stride[2];
+    return {y_ + oh * p_.y_stride[1] * bytes_, nullptr};
+  }
+
+  void finish(i64 oh) {
+    char* y = y_ + oh * p_.y_stride[1] * bytes_;
+    if (merged_in_place_) {
+      if (p_.finish == Finish::none && !adjoint_) return;
+      const i64 pitch = p_.inner > 1 ? p_.y_stride[2] : 1;
+      const bool whole = pitch == t_.cb;
+      for (i64 o = 0; o < (whole ? 1 : t_.outputs()); ++o)
+        arithmetic(y + o * pitch * bytes_, p_.acc, oh, o, whole ? t_.outputs() : 1);
+      return;
+    }
+    char* v = row_.a;
+    DType type = p_.acc;
+    if (p_.acc < DType::f16 && p_.out >= DType::f16) {  // integers whose result is a float
+      converter(p_.acc, DType::f64)(wide_, 1, v, 1, t_.outputs() * t_.cb);
+      type = DType::f64, v = reinterpret_cast<char*>(wide_);
+    }
+    if (k_.b_bytes && !k_.coded) finish_scaled(reinterpret_cast<double*>(v), oh);
+    if (p_.finish != Finish::none || adjoint_) arithmetic(v, type, oh, 0, t_.outputs());
+    copy_columns(type == p_.acc ? store_ : converter(type, p_.out), {y, bytes_, p_.y_stride[2], p_.y_stride[3]},
+                 {v, size_of(type), t_.cb, 1}, t_.outputs(), t_.cb, p_.inner > 1);
+    if (k_.coded) store_codes(oh);
+  }
+
+ private:
+  // Columns [first, first + cols) of the row, which lie at v without gaps.
+  void arithmetic(char* v, DType type, i64 oh, i64 first, i64 cols) {
+    switch (type) {
+      case DType::f32: return on_floats(reinterpret_cast<float*>(v), oh, first, cols);
+      case DType::f64: return on_floats(reinterpret_cast<double*>(v), oh, first, cols);
+      case DType::i32: return divide(reinterpret_cast<int32_t*>(v), oh, first, cols);
+      case DType::u64: return divide(reinterpret_cast<uint64_t*>(v), oh, first, cols);
+      case DType::i64: return divide(reinterpret_cast<i64*>(v), oh, first, cols);
+      default: return;
+    }
+  }
+  template <class T>
+  void on_floats(T* v, i64 oh, i64 first, i64 cols) {
+    if (p_.finish == Finish::root || p_.finish == Finish::signed_root) finish_roots(v, cols * t_.cb, p_.p);
+    if (adjoint_)
+      for (i64 i = 0; i < cols * t_.cb; ++i) v[i] += T(0);  // an input that no window saw: 0.0, not -0.0
+    divide(v, oh, first, cols);
+  }
+  template <class T>
+  void divide(T* v, i64 oh, i64 first, i64 cols) const {
+    if (p_.finish != Finish::divide) return;
+    const bool constant = p_.divisor == Divisor::constant;
+    double rows = p_.divisor_value;
+    if (!constant)
+      rows = double(divisor_of(p_.forward[0], t_.od, p_.divisor)) * double(divisor_of(p_.forward[1], oh, p_.divisor));
+    if (constant || even_divisor_) return divide_all(v, cols * t_.cb, constant ? rows : rows * divisor_w_[0]);
+    if (t_.cb == 1) return divide_each(v, cols, rows, divisor_w_ + first);
+    for (i64 o = 0; o < cols; ++o) divide_all(v + o * t_.cb, t_.cb, rows * divisor_w_[first + o]);
+  }
+
+  void finish_scaled(double* v, i64 oh) {
+    const i64 n = t_.outputs() * t_.cb;
+    const double* exponent = reinterpret_cast<const double*>(row_.b);
+    if (p_.finish == Finish::log) {
+      for (i64 i = 0; i < n; ++i) v[i] = (log(v[i]) + exponent[i] * kLn2) / p_.p;
+      return;
+    }
+    const double* x = neighbour_row(p_, t_, buffers_->post, p_.out, p_.post_outer, p_.post_stride, t_.od, oh, t_.ow0,
+                                    t_.outputs(), wide_);
+    for (i64 i = 0; i < n; ++i) {
+      if (v[i] == 0) continue;
+      if (p_.finish == Finish::times_exp) {
+        v[i] *= exp2(exponent[i] + p_.p * kLog2E * x[i]);
+      } else if (x[i] == 0 && !(p_.p == 1 && p_.finish == Finish::times_signed_power)) {
+        v[i] = 0;
+      } else {
+        v[i] *= exp2(exponent[i] + (p_.p == 1 ? 0 : (p_.p - 1) * log2(fabs(x[i]))));
+        if (p_.finish == Finish::times_power && x[i] < 0) v[i] = -v[i];
+      }
+    }
+  }
+
+  i64 offset_of(i64 code) const {  // from the window's first tap, in the pooled axes of the input
+    const i64 kw = p_.axis[2].kernel, kh = p_.axis[1].kernel;
+    const i64 tw = code % kw, th = code / kw % kh, td = code / kw / kh;
+    return (td * p_.axis[0].dilation * p_.axis[1].n_in + th * p_.axis[1].dilation) * p_.axis[2].n_in +
+           tw * p_.axis[2].dilation;
+  }
+
+  void store_codes(i64 oh) {
+    const i64 cols = t_.outputs();
+    const i64 at = outer_offset(p_, p_.code_outer, t_.outer) + t_.od * p_.code_stride[0] + oh * p_.code_stride[1] +
+                   t_.ow0 * p_.code_stride[2] + t_.c0 * p_.code_stride[3];
+    const DType lane = k_.b_bytes == 4 ? DType::i32 : DType::i64, to = type_of(p_.code);
+    char* out = static_cast<char*>(buffers_->code) + at * size_of(to);
+    if (p_.code != Code::index)
+      return copy_columns(converter(lane, to), {out, size_of(to), p_.code_stride[2], p_.code_stride[3]},
+                          {row_.b, k_.b_bytes, t_.cb, 1}, cols, t_.cb, p_.inner > 1);
+    const i64 row =
+        (window_of(p_.axis[0], t_.od).start * p_.axis[1].n_in + window_of(p_.axis[1], oh).start) * p_.axis[2].n_in;
+    for (i64 o = 0, i = 0; o < cols; ++o) {
+      const i64 base = row + window_of(p_.axis[2], t_.ow0 + o).start;
+      for (i64 c = 0; c < t_.cb; ++c, ++i) {
+        const i64 code =
+            lane == DType::i32 ? reinterpret_cast<const int32_t*>(row_.b)[i] : reinterpret_cast<const i64*>(row_.b)[i];
+        reinterpret_cast<i64*>(out)[o * p_.code_stride[2] + c * p_.code_stride[3]] =
+            base + (offset_ ? offset_[code] : offset_of(code));
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace anypool

@@ -1,0 +1,75 @@
+// Moving columns: a row as `s` phases of every s-th column, and back. A window of stride s reads phases, not columns.
+#pragma once
+#include "plan.hpp"
+#include "simd.hpp"
+
+namespace anypool {
+namespace {
+
+// De-interleave: element i of src goes to phase i % s, place i / s; phases lie `phase_pitch` elements apart.
+template <class T>
+void split_in_two(T* even, T* odd, const T* in, i64 n) {
+  constexpr int L = kLanes<T>;
+  i64 i = 0;
+  for (; i + 2 * L <= n; i += 2 * L) {
+    auto a = load<Vec<T, L>>(in + i), b = load<Vec<T, L>>(in + i + L);
+    store(even + i / 2, Unzip<T, L>::even(a, b));
+    store(odd + i / 2, Unzip<T, L>::odd(a, b));
+  }
+  for (; i < n; ++i) (i & 1 ? odd : even)[i / 2] = in[i];
+}
+template <class T>
+void split_phases(T* out, i64 phase_pitch, const T* in, i64 n, i64 s, T* spare) {
+  if (s == 2) return split_in_two(out, out + phase_pitch, in, n);
+  if (s % 2 == 0) {  // halves first: each is half as long, and a shuffle moves a whole vector
+    const i64 half = n / 2 + 1;
+    split_in_two(spare, spare + half, in, n);
+    split_phases(out, 2 * phase_pitch, spare, (n + 1) / 2, s / 2, spare + 2 * half);
+    split_phases(out + phase_pitch, 2 * phase_pitch, spare + half, n / 2, s / 2, spare + 2 * half);
+    return;
+  }
+  for (i64 phase = 0; phase < s; ++phase)
+    for (i64 place = 0, j = phase; j < n; ++place, j += s) out[phase * phase_pitch + place] = in[j];
+}
+template <class T>
+void split_phases(char* dst, i64 phase_pitch, const char* src, i64 n, i64 s, char* spare) {
+  split_phases(reinterpret_cast<T*>(dst), phase_pitch, reinterpret_cast<const T*>(src), n, s,
+               reinterpret_cast<T*>(spare));
+}
+// `spare` has room for 2 n + 64 elements.
+inline void split_phases(i64 bytes, char* dst, i64 phase_pitch, const char* src, i64 n, i64 s, char* spare) {
+  switch (bytes) {
+    case 1: return split_phases<uint8_t>(dst, phase_pitch, src, n, s, spare);
+    case 2: return split_phases<uint16_t>(dst, phase_pitch, src, n, s, spare);
+    case 4: return split_phases<uint32_t>(dst, phase_pitch, src, n, s, spare);
+    default: return split_phases<uint64_t>(dst, phase_pitch, src, n, s, spare);
+  }
+}
+// Interleave: place i of phase r becomes column i * s + r, for columns [from, from + n).
+template <class T>
+void join_phases(char* dst, const char* src, i64 phase_pitch, i64 from, i64 n, i64 s) {
+  constexpr int L = kLanes<T>;
+  T* out = reinterpret_cast<T*>(dst);
+  const T* in = reinterpret_cast<const T*>(src);
+  i64 j = 0;
+  if (s == 2 && from % 2 == 0) {
+    const T *even = in + from / 2, *odd = even + phase_pitch;
+    for (; j + 2 * L <= n; j += 2 * L) {
+      auto a = load<Vec<T, L>>(even + j / 2), b = load<Vec<T, L>>(odd + j / 2);
+      store(out + j, Zip<T, L>::low(a, b));
+      store(out + j + L, Zip<T, L>::high(a, b));
+    }
+  }
+  i64 phase = (from + j) % s, place = (from + j) / s;
+  for (; j < n; ++j) {
+    out[j] = in[phase * phase_pitch + place];
+    if (++phase == s) phase = 0, ++place;
+  }
+}
+inline void join_phases(i64 bytes, char* dst, const char* src, i64 phase_pitch, i64 from, i64 n, i64 s) {
+  bytes == 4 ? join_phases<uint32_t>(dst, src, phase_pitch, from, n, s)
+             : join_phases<uint64_t>(dst, src, phase_pitch, from, n, s);
+}
+
+}  // namespace
+}  // namespace anypool

@@ -1,0 +1,158 @@
+// Merging over d and h: the rows of one output row become one line.
+#pragma once
+#include "input_rows.hpp"
+
+namespace anypool {
+namespace {
+
+constexpr i64 kCacheBytes = 384 << 10;  // what kept rows may take of the L2 cache
+
+// Wide windows that overlap: merges of 1, 2, 4 … taps are made once and shared, log2(kernel) merges a position.
+inline bool doubles(const Axis& a) {
+  const i64 levels = a.kernel > 1 ? 64 - __builtin_clzll(uint64_t(a.kernel)) : 1;
+  return a.kind == AxisKind::sliding && a.kernel > 6 && a.n_out > 1 && a.stride * (levels + 1) < a.kernel;
+}
+
+class VerticalMerge {
+  const Plan& p_;
+  const Kernel& k_;
+  const Tile& t_;
+  InputRows rows_;
+  TreeMerge over_d_, over_h_;
+  Window wd_{};
+  i64 row_bytes_, row_elements_;
+  bool doubling_, cached_;
+  i64 ring_;    // rows kept, by position on h
+  int levels_;  // and merges of 2, 4 … of them
+  char* ring_base_;
+  i64* tag_;
+  Row merged_[16], spare_[2];
+  int next_ = 0;
+
+ public:
+  VerticalMerge(const Plan& plan, const Kernel& kernel, const Tile& tile, Arena& arena, i64 n)
+      : p_(plan),
+        k_(kernel),
+        t_(tile),
+        rows_(plan, kernel, tile, arena, n),
+        over_d_(kernel, arena, plan.axis[0].kernel, n),
+        over_h_(kernel, arena, plan.axis[1].kernel, n),
+        row_elements_(n) {
+    const Axis& h = p_.axis[1];
+    const i64 reach = (h.kernel - 1) * h.dilation + 1;
+    row_bytes_ = round_up(n * k_.a_bytes + 64, 64) + round_up(n * k_.b_bytes + 64, 64);
+    int levels = 0;
+    while ((i64(2) << levels) <= h.kernel) ++levels;
+    doubling_ = doubles(h) && (levels + 1) * reach * row_bytes_ <= 4 * kCacheBytes;
+    levels_ = doubling_ ? levels : 0;
+    const bool overlap = h.kind == AxisKind::transposed || h.stride < reach,
+               work = !rows_.direct() || p_.axis[0].kernel > 1;
+    cached_ = doubling_ || (overlap && work && reach * row_bytes_ <= kCacheBytes);
+    ring_ = cached_ ? reach : 0;
+    ring_base_ = arena.take((levels_ + 1) * ring_ * row_bytes_);
+    tag_ = arena.take_array<i64>((levels_ + 1) * ring_);
+    for (Row& r : merged_) r = p_.axis[0].kernel > 1 ? take_row(arena, k_, n) : Row{};
+    for (Row& r : spare_) r = doubling_ ? take_row(arena, k_, n) : Row{};
+  }
+
+  // After the tile's columns have changed.
+  void place(const Buffers& buffers) {
+    rows_.place(buffers);
+    wd_ = window_of(p_.axis[0], t_.od);
+    for (i64 i = 0; i < (levels_ + 1) * ring_; ++i) tag_[i] = INT64_MIN;
+  }
+
+  // The tile's columns of output row oh.
+  void merge(const Target& to, i64 oh) {
+    const Window wh = window_of(p_.axis[1], oh);
+    const Shape shape = rows_.shape();
+    if (wh.lo == wh.hi || wd_.lo == wd_.hi) {
+      const Source none = over_h_.identity();
+      return over_h_.put(to, &none, 1, shape);
+    }
+    if (doubling_) return merge_doubled(to, wh.start);
+    const i64 unit = p_.axis[2].kernel;
+    over_h_.merge(to, 0, wh.taps, wh.lo, wh.hi, shape, [&](i64 t) {
+      Source s = plane_row(wh.at(t));
+      s.add += t * unit;
+      return s;
+    });
+  }
+  // The line where it lies, if there is nothing to merge.
+  bool in_place(i64 oh, Source& line) {
+    if (!rows_.direct() || p_.axis[0].kernel != 1 || p_.axis[1].kernel != 1 || rows_.shape().rows != 1) return false;
+    line = rows_.row(wd_.start, window_of(p_.axis[1], oh).start, 0);
+    return true;
+  }
+
+ private:
+  Row ring_row(i64 slot) const {
+    char* a = ring_base_ + slot * row_bytes_;
+    return {a, k_.b_bytes ? a + round_up(row_elements_ * k_.a_bytes + 64, 64) : nullptr};
+  }
+
+  // Input row h, merged over the d window.
+  Source plane_row(i64 h) {
+    const i64 unit = p_.axis[1].kernel * p_.axis[2].kernel;
+    const bool single = wd_.hi - wd_.lo == 1;
+    if (single && (rows_.direct() || !cached_)) return rows_.row(wd_.at(wd_.lo), h, wd_.lo * unit);
+    const i64 slot = cached_ ? h % ring_ : 0;
+    const Row into = cached_ ? ring_row(slot) : merged_[next_++ % 16];
+    if (single) {
+      if (tag_[slot] == h) return {into.a, k_.coded ? nullptr : into.b, wd_.lo * unit, t_.cb};
+      tag_[slot] = h;
+      return rows_.row(wd_.at(wd_.lo), h, wd_.lo * unit, &into);
+    }
+    if (!cached_ || tag_[slot] != h) {
+      if (cached_) tag_[slot] = h;
+      over_d_.merge({into, rows_.shape().width}, 0, wd_.taps, wd_.lo, wd_.hi, rows_.shape(),
+                    [&](i64 t) { return rows_.row(wd_.at(t), h, t * unit); });
+    }
+    return {into.a, into.b, 0, t_.cb};
+  }
+
+  // The merge of 2^level rows from row h on; rows in the padding add nothing, and all of them give a null.
+  Source doubled_row(int level, i64 h) {
+    const Axis& a = p_.axis[1];
+    if (level == 0) return h < 0 || h >= a.n_in ? Source{} : plane_row(h);
+    const i64 slot = level * ring_ + floor_mod(h, ring_);
+    const Row into = ring_row(slot);
+    if (tag_[slot] == h) return {into.a, into.b, 0, t_.cb};
+    const i64 half = i64(1) << (level - 1);
+    Source s[2] = {doubled_row(level - 1, h), doubled_row(level - 1, h + half * a.dilation)};
+    s[1].add += half * p_.axis[2].kernel;
+    if (!s[0].a || !s[1].a) return s[0].a ? s[0] : s[1];
+    tag_[slot] = h;
+    const Shape shape = rows_.shape();
+    k_.merge(into, shape.width, s, 2, shape.rows, shape.width);
+    return {into.a, into.b, 0, t_.cb};
+  }
+
+  void merge_doubled(const Target& to, i64 start) {
+    const Axis& a = p_.axis[1];
+    const Shape shape = rows_.shape();
+    Source sum{};
+    int spare = 0;
+    for (i64 taps = a.kernel, level = 0; taps; ++level) {  // from the last, smallest piece to the first
+      if (!(taps >> level & 1)) continue;
+      taps -= i64(1) << level;
+      Source piece = doubled_row(int(level), start + taps * a.dilation);
+      if (!piece.a) continue;
+      piece.add += taps * p_.axis[2].kernel;
+      if (!sum.a) {
+        sum = piece;
+        continue;
+      }
+      const Source s[2] = {piece, sum};
+      if (taps == 0) return over_h_.put(to, s, 2, shape);
+      const Row into = spare_[spare ^= 1];
+      k_.merge(into, shape.width, s, 2, shape.rows, shape.width);
+      sum = {into.a, into.b, 0, t_.cb};
+    }
+    if (!sum.a) sum = over_h_.identity();
+    over_h_.put(to, &sum, 1, shape);
+  }
+};
+
+}  // namespace
+}  // namespace anypool
