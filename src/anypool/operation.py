@@ -118,7 +118,7 @@ def _resolve(shape: tuple[int, ...], dtype: np.dtype[Any], what: Description) ->
         raise ValueError(f"return_indices needs max or min, got reduction {reduction.name!r} ({where})")
     job = Pass(
         windows, axes, reduction.merge, reduction.lift, reduction.finish, p, accumulator, result,
-        divisor=_divisor(what, reduction, windows, where), codes="index" if indices else None,
+        divisor=_divisor(what, reduction, windows, is_float(result), where), codes="index" if indices else None,
     )  # fmt: skip
     _check_size(job.shape(shape), result, where)
     keepdims = _flag("keepdims", what.keepdims, where)
@@ -186,7 +186,7 @@ def _reduction(what: Description, where: str) -> tuple[Reduction, float]:
     return reduction, p
 
 
-def _divisor(what: Description, reduction: Reduction, windows: Windows, where: str) -> Divisor | None:
+def _divisor(what: Description, reduction: Reduction, windows: Windows, floating: bool, where: str) -> Divisor | None:
     include = _flag("count_include_pad", what.count_include_pad, where)
     if what.divisor_override is not None:
         constant = geometry.size_argument("divisor_override", what.divisor_override, where)
@@ -194,6 +194,8 @@ def _divisor(what: Description, reduction: Reduction, windows: Windows, where: s
             raise ValueError(f"divisor_override must not be 0 ({where})")
         if reduction.finish != "divide":
             raise ValueError(f"divisor_override needs a mean, got reduction {reduction.name!r} ({where})")
+        if constant < 0 and not floating:
+            raise ValueError(f"divisor_override must be > 0 for an integer result, got {constant} ({where})")
         return Divisor(windows, "window", float(constant))
     return Divisor(windows, "window" if include else "valid") if reduction.finish == "divide" else None
 
@@ -261,17 +263,24 @@ def differentiate(call: Call) -> tuple[Any, Callable[[Any], Array]]:
     problem = resolve(x, call.what)
     if not is_float(x.dtype) or not is_float(problem.job.result):
         raise TypeError(f"vjp needs floating-point x and result, got {x.dtype} and {problem.job.result} (x: {x.shape})")
-    result = run(call)
-    y = result[0] if problem.return_indices else result
-    selects = problem.reduction.adjoint == "select"
-    gradient = _winners_gradient(problem, x) if selects else _sum_gradient(problem, x, y)
+    if problem.reduction.adjoint == "select" and not problem.return_indices:  # one run gives the result and the codes
+        y, gradient = _select(problem, x, call.out)
+        result: Any = y
+    else:
+        result = run(call)
+        y = result[0] if problem.return_indices else result
+        if problem.reduction.adjoint == "select":
+            gradient = _select(problem, x, None)[1]
+        else:
+            gradient = _sum_gradient(problem, x, y)
+    y_shape, y_dtype, x_shape = y.shape, y.dtype, x.shape  # the pullback must not keep more alive than it reads
 
     def pullback(grad_y: Any) -> Array:
         """Return the gradient with respect to x, given that with respect to the result."""
         g = np.asarray(grad_y)
-        if g.shape != y.shape:
-            raise ValueError(f"grad_y must have the result's shape {y.shape}, got {g.shape} (x: {x.shape})")
-        g = g.astype(y.dtype, copy=False)
+        if g.shape != y_shape:
+            raise ValueError(f"grad_y must have the result's shape {y_shape}, got {g.shape} (x: {x_shape})")
+        g = g.astype(y_dtype, copy=False)
         return gradient(np.expand_dims(g, problem.squeeze) if problem.squeeze else g)
 
     return result, pullback
@@ -282,11 +291,12 @@ def _with(job: Pass, **changes: Any) -> Pass:
     return Pass(**(fields | changes))
 
 
-def _winners_gradient(problem: Problem, x: Array) -> Callable[[Array], Array]:
+def _select(problem: Problem, x: Array, out: Array | None) -> tuple[Array, Callable[[Array], Array]]:
+    """Return the result of a max or min and the gradient, which needs the winners' offsets and nothing of x."""
     job = _with(problem.job, codes="offset")
     shape, dtype = x.shape, x.dtype.newbyteorder("=")
     codes = np.empty_like(x, job.code_dtype(), shape=job.shape(shape), subok=False)
-    y = np.empty_like(x, job.result, shape=job.shape(shape), subok=False)
+    y = _output(problem, x, out)
     backend, _ = select(job, x)
     backend.run(job, x, y, codes)
     signs = np.sign(x) if job.lift == "absolute" else None
@@ -298,7 +308,7 @@ def _winners_gradient(problem: Problem, x: Array) -> Callable[[Array], Array]:
             grad_x *= signs
         return grad_x
 
-    return gradient
+    return _squeezed(problem, y, out), gradient
 
 
 def _sum_gradient(problem: Problem, x: Array, y: Array) -> Callable[[Array], Array]:
@@ -319,10 +329,12 @@ def _sum_gradient(problem: Problem, x: Array, y: Array) -> Callable[[Array], Arr
     )
     shape, order = x.shape, axis_order(x.strides)
 
+    aux = (np.expand_dims(y, problem.squeeze) if problem.squeeze else y) if through else None
+    post = x if through else None
+
     def gradient(g: Array) -> Array:
         grad_x: Array = np.empty([shape[a] for a in order], job.result).transpose(np.argsort(order))
-        aux = (np.expand_dims(y, problem.squeeze) if problem.squeeze else y) if through else None
-        select(job, g)[0].run(job, g, grad_x, None, aux, x if through else None)
+        select(job, g)[0].run(job, g, grad_x, None, aux, post)
         return grad_x
 
     return gradient

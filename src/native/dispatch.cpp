@@ -80,7 +80,8 @@ std::string chosen_level() { return chosen() ? chosen()->name : ""; }
 int Recipe::threads() const {
   // Waking a second thread costs 5-10 us; below this many bytes a thread earns less than that.
   constexpr i64 kBytesPerThread = 128 << 10;
-  return static_cast<int>(std::min<i64>({tasks, i64(thread_count()), std::max<i64>(1, bytes / kBytesPerThread)}));
+  const i64 useful = std::min(tasks, bytes / kBytesPerThread);
+  return useful <= 1 ? 1 : static_cast<int>(std::min(useful, i64(thread_count())));
 }
 
 void Recipe::prepare() {
@@ -125,6 +126,16 @@ void Recipe::prepare() {
   if (!backward && blocks > 1) blocks = std::min(blocks, std::max<i64>(1, h.n_in / (2 * window_rows)));
   p.rows_block = std::max<i64>(1, ceil_div(std::max<i64>(rows, 1), std::max<i64>(1, blocks)));
   tasks = others * ceil_div(rows, p.rows_block);
+
+  // Rows that fill few vectors: several planes at once, if they and their results fit the L2 cache.
+  const i64 lane = std::max<i64>(4, acc), group = 64 / lane;
+  const i64 plane = d.n_in * h.n_in * w.n_in + d.n_out * h.n_out * w.n_out;
+  const bool small = p.inner == 1 && w.n_in < 48 && group * plane * lane <= (i64(192) << 10);
+  if (!backward && small && p.lift < Lift::over_power && p.n_outer && p.outer[p.n_outer - 1] >= group) {
+    p.group = group;
+    p.tile_w = w.n_out, p.rows_block = h.n_out;
+    tasks = outer / p.outer[p.n_outer - 1] * (p.outer[p.n_outer - 1] / group);
+  }
   scratch = kernels->scratch_bytes(p, backward);
 }
 

@@ -5,6 +5,7 @@
 // the gradient of a sum is a sum over the transposed windows.
 #pragma once
 #include "horizontal.hpp"
+#include "kernel_table.hpp"
 #include "output_row.hpp"
 
 namespace anypool {
@@ -29,6 +30,9 @@ class Engine {
         horizontal_(plan, kernel, tile_, arena_, cols_, elements_),
         output_(plan, kernel, tile_, arena_, lower(plan.tile_w, plan.axis[2].n_out) * elements_) {}
   i64 scratch_bytes() const { return arena_.used; }
+  i64 tasks_of_plane() const {
+    return p_.axis[0].n_out * ceil_div(p_.axis[1].n_out, p_.rows_block) * ceil_div(p_.axis[2].n_out, p_.tile_w);
+  }
 
   // A task is one (outer, inner block, d, block of rows, tile of columns).
   void run(const Buffers& buffers, i64 begin, i64 end) {

@@ -1,6 +1,6 @@
 // Compiled once per instruction-set level; exports one table. No STL and no nanobind here, and nothing outside the
 // anonymous namespace: see simd.hpp.
-#include "engine.hpp"
+#include "plane_groups.hpp"
 #include "select_backward.hpp"
 
 #ifndef ANYPOOL_LEVEL
@@ -14,56 +14,20 @@
 namespace anypool {
 namespace {
 
-// The reduction of a plan; the host only makes plans that this table has.
-const Kernel& kernel_of(const Plan& p) {
-  const bool max = p.merge == Merge::max;
-  if (p.merge == Merge::scaled_sum) return kKernel<ScaledSum>;
-  if (p.merge == Merge::sum) {
-    switch (p.acc) {
-      case DType::f32: return kKernel<Sum<float>>;
-      case DType::f64: return kKernel<Sum<double>>;
-      case DType::i32: return kKernel<Sum<int32_t>>;
-      case DType::u64: return kKernel<Sum<uint64_t>>;
-      default: return kKernel<Sum<int64_t>>;
-    }
-  }
-#define ANYPOOL_CODED(T, I) return max ? kKernel<SelectCoded<T, I, true>> : kKernel<SelectCoded<T, I, false>>
-#define ANYPOOL_SELECT(T) return max ? kKernel<Select<T, true>> : kKernel<Select<T, false>>
-  if (p.code != Code::none) {
-    switch (p.acc) {
-      case DType::f32: ANYPOOL_CODED(float, int32_t);
-      case DType::f64: ANYPOOL_CODED(double, int64_t);
-      case DType::i32: ANYPOOL_CODED(int32_t, int32_t);
-      case DType::u64: ANYPOOL_CODED(uint64_t, int64_t);
-      default: ANYPOOL_CODED(int64_t, int64_t);
-    }
-  }
-  switch (p.acc) {
-    case DType::u8: ANYPOOL_SELECT(uint8_t);
-    case DType::i8: ANYPOOL_SELECT(int8_t);
-    case DType::u16: ANYPOOL_SELECT(uint16_t);
-    case DType::i16: ANYPOOL_SELECT(int16_t);
-    case DType::u32: ANYPOOL_SELECT(uint32_t);
-    case DType::i32: ANYPOOL_SELECT(int32_t);
-    case DType::u64: ANYPOOL_SELECT(uint64_t);
-    case DType::i64: ANYPOOL_SELECT(int64_t);
-    case DType::f64: ANYPOOL_SELECT(double);
-    default: ANYPOOL_SELECT(float);
-  }
-#undef ANYPOOL_CODED
-#undef ANYPOOL_SELECT
-}
-
 using BackwardF32 = SelectBackward<float, int32_t>;
 using BackwardF64 = SelectBackward<double, int64_t>;
 
 i64 scratch_bytes(const Plan& p, bool backward) {
-  if (!backward) return Engine(p, kernel_of(p), nullptr).scratch_bytes();
+  if (!backward)
+    return p.group ? PlaneGroups(p, nullptr).scratch_bytes() : Engine(p, kernel_of(p), nullptr).scratch_bytes();
   return p.acc == DType::f64 ? BackwardF64(p, Buffers{}, nullptr).scratch_bytes()
                              : BackwardF32(p, Buffers{}, nullptr).scratch_bytes();
 }
 void forward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
-  Engine(p, kernel_of(p), scratch).run(b, begin, end);
+  if (p.group)
+    PlaneGroups(p, scratch).run(b, begin, end);
+  else
+    Engine(p, kernel_of(p), scratch).run(b, begin, end);
 }
 void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
   p.acc == DType::f64 ? BackwardF64(p, b, scratch).run(begin, end) : BackwardF32(p, b, scratch).run(begin, end);

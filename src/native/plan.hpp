@@ -65,6 +65,7 @@ struct Plan {
   i64 tile_w;      // output columns per task
   i64 tile_c;      // inner elements per task
   i64 rows_block;  // output rows per task
+  i64 group;       // small planes taken at once; 0: one by one
 };
 
 struct Buffers {
