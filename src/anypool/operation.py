@@ -263,16 +263,13 @@ def differentiate(call: Call) -> tuple[Any, Callable[[Any], Array]]:
     problem = resolve(x, call.what)
     if not is_float(x.dtype) or not is_float(problem.job.result):
         raise TypeError(f"vjp needs floating-point x and result, got {x.dtype} and {problem.job.result} (x: {x.shape})")
-    if problem.reduction.adjoint == "select" and not problem.return_indices:  # one run gives the result and the codes
-        y, gradient = _select(problem, x, call.out)
-        result: Any = y
+    result: Any
+    if problem.reduction.adjoint == "select":
+        y, gradient = _select(problem, x, call.out)  # one run gives the result and the codes
+        result = run(call) if problem.return_indices else y
     else:
-        result = run(call)
-        y = result[0] if problem.return_indices else result
-        if problem.reduction.adjoint == "select":
-            gradient = _select(problem, x, None)[1]
-        else:
-            gradient = _sum_gradient(problem, x, y)
+        result = y = run(call)
+        gradient = _sum_gradient(problem, x, y)
     y_shape, y_dtype, x_shape = y.shape, y.dtype, x.shape  # the pullback must not keep more alive than it reads
 
     def pullback(grad_y: Any) -> Array:
@@ -315,7 +312,7 @@ def _sum_gradient(problem: Problem, x: Array, y: Array) -> Callable[[Array], Arr
     forward = problem.job
     assert isinstance(problem.reduction.adjoint, tuple)
     lift, finish = problem.reduction.adjoint
-    through = lift in ("over_power", "over_exp")  # x and y take part
+    through = lift in ("over_power", "over_exp")
     wide = through or forward.accumulator == np.float64
     job = _with(
         forward,
@@ -329,8 +326,13 @@ def _sum_gradient(problem: Problem, x: Array, y: Array) -> Callable[[Array], Arr
     )
     shape, order = x.shape, axis_order(x.strides)
 
-    aux = (np.expand_dims(y, problem.squeeze) if problem.squeeze else y) if through else None
-    post = x if through else None
+    aux = post = None
+    if through:  # x and y take part; y before it was rounded to a half, which would weigh on every weight
+        aux, post = np.expand_dims(y, problem.squeeze) if problem.squeeze else y, x
+        if y.dtype.itemsize < 4:
+            exact = _with(forward, result=forward.accumulator)
+            aux = np.empty_like(x, exact.result, shape=exact.shape(shape), subok=False)
+            select(exact, x)[0].run(exact, x, aux)
 
     def gradient(g: Array) -> Array:
         grad_x: Array = np.empty([shape[a] for a in order], job.result).transpose(np.argsort(order))

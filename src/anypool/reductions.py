@@ -95,7 +95,8 @@ def scaled(factor: Array, exponent: Array) -> State:
     whole = np.floor(np.where(np.isfinite(exponent), exponent, 0.0))
     a = factor * np.exp2(exponent - whole)
     zero = np.isneginf(exponent) | (factor == 0)
-    return np.where(zero, factor * 0.0, a), np.where(zero, ZERO_EXPONENT, whole)
+    exponents = np.where(np.isposinf(exponent), -ZERO_EXPONENT, whole)  # an infinity stands above every finite one
+    return np.where(zero, factor * 0.0, a), np.where(zero, ZERO_EXPONENT, exponents)
 
 
 LIFTS: dict[str, Callable[[Array, float], State]] = {
@@ -224,7 +225,12 @@ def dtypes(reduction: Reduction, x: np.dtype[Any], wanted: Any, where: str) -> t
     else:
         result = x
     if wanted is not None:
-        wanted = np.dtype(wanted)
+        try:
+            wanted = np.dtype(wanted)
+        except TypeError as error:
+            raise TypeError(f"dtype must be a NumPy dtype, got {wanted!r} ({where})") from error
+        if not (is_float(wanted) or wanted.kind in "biu"):
+            raise TypeError(f"dtype must be bool, integer or a float of at most 64 bits, got {wanted} ({where})")
         if not (is_float(wanted) or np.can_cast(result, wanted, "safe")):
             raise TypeError(f"dtype must be a float or hold every {result} value, got {wanted} ({where})")
         result = wanted

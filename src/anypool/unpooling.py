@@ -26,7 +26,7 @@ def _output_size(
         sizes = default
     else:
         given = list(output_size) if isinstance(output_size, Sequence | np.ndarray) else [output_size] * rank
-        if len(given) in (rank + 1, rank + 2):  # the whole shape, as x.shape before pooling
+        if len(given) == rank + 2:  # the whole shape, as x.shape before pooling
             given = given[-rank:]
         sizes = list(sizes_argument("output_size", given, rank, where, at_least=1))
         for i, (size, base, s) in enumerate(zip(sizes, default, strides, strict=True)):

@@ -82,12 +82,16 @@ class Sliding(Axis):
 
     def first_empty(self) -> int | None:
         """Return an output whose window lies wholly in the padding, if there is one."""
-        # A window that starts inside the data sees its first tap; only those that start before or behind can be empty.
-        before = np.arange(min(self.n_out, -(-max(self.pad, 0) // self.stride)), dtype=np.int64)
-        candidates = np.unique(np.append(before, self.n_out - 1))
-        _, _, lo, hi = self.spans(candidates)
-        empty = candidates[lo >= hi]
-        return int(empty[0]) if empty.size else None
+        # A window that starts inside the data sees its first tap. Of those that start before it, the first reaches the
+        # least far; the others can miss the data only if it is shorter than the gap between two taps.
+        before = min(self.n_out, -(-max(self.pad, 0) // self.stride)) if self.n_in < self.step else 1
+        for i in range(0, before, 1 << 20):
+            outputs = np.append(np.arange(i, min(before, i + (1 << 20)), dtype=np.int64), self.n_out - 1)
+            _, _, lo, hi = self.spans(outputs)
+            empty = outputs[lo >= hi]
+            if empty.size:
+                return int(empty[0])
+        return None
 
 
 @dataclass(frozen=True)
@@ -291,11 +295,14 @@ def adaptive(sizes: Sequence[int], output_size: Any, *, where: str = "") -> Wind
         given *= rank
     if len(given) != rank:
         raise _error("output_size", f"must be one int or {rank}, one for each pooled axis", output_size, where)
+    outputs = [n if w is None else w for n, w in zip(sizes, given, strict=True)]
     axes: list[Axis] = []
     for i, (n, wanted) in enumerate(zip(sizes, given, strict=True)):
         out = n if wanted is None else size_argument(f"output_size[{i}]", wanted, where, at_least=0)
         if n < 1:
             raise _error(f"x.shape along pooled axis {i}", "must be >= 1", n, where)
+        if out > n and math.prod(o for o in outputs if isinstance(o, int)) >= 2**40:
+            raise _error(f"output_size[{i}]", "must give fewer than 2**40 outputs in all", out, where)
         if out == 0 or n % out == 0:
             width = n // out if out else n
             axes.append(Sliding(n, out, width, 1, width))

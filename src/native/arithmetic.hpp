@@ -51,8 +51,8 @@ ANYPOOL_INLINE void scale(double& a, double& b, double factor, double t) {
     b = floor(t);
     a = factor * exp2(t - b);
   } else {
-    a = t != t ? t : t > 0 ? factor * t : factor * 0;
-    b = t < 0 ? ScaledSum::kZeroExponent : 0;
+    a = t != t ? t : t > 0 ? factor * t : factor * 0;  // an infinity stands above every finite exponent
+    b = t < 0 ? ScaledSum::kZeroExponent : t > 0 ? -ScaledSum::kZeroExponent : 0;
   }
 }
 constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;

@@ -52,7 +52,7 @@ NB_MODULE(_native, m) {
              const std::vector<Numbers>& axes, const std::vector<Numbers>& forward_axes, const Numbers& outer,
              i64 inner, const std::vector<Numbers>& strides, bool backward) {
             if (outer.size() > anypool::kMaxOuter || axes.size() != 3 || forward_axes.size() != 3 ||
-                strides.size() != 5 || choices.size() != 8)
+                strides.size() != 5 || choices.size() != 9)
               throw nb::value_error("not a plan");
             new (self) anypool::Recipe();
             anypool::Plan& q = self->plan;
@@ -65,6 +65,7 @@ NB_MODULE(_native, m) {
             q.lift = static_cast<anypool::Lift>(choices[5]);
             q.finish = static_cast<anypool::Finish>(choices[6]);
             q.divisor = static_cast<anypool::Divisor>(choices[7]);
+            q.aux = static_cast<anypool::DType>(choices[8]);
             q.divisor_value = divisor_value;
             q.p = p;
             for (int a = 0; a < 3; ++a) {

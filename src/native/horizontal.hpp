@@ -27,11 +27,13 @@ class HorizontalMerge {
   const i64 cols_;
   TreeMerge tree_;
   Row line_, phases_, spare_[2], level_[48], block_[32];
+  i64* place_of_tap_ = nullptr;  // phases: where tap t of the first output lies
   char* split_spare_;
   i64 phase_pitch_ = 0;
   int levels_ = 0;
   i64 place0_ = 0, places_ = 0, from_ = 0;  // transposed: places of the tile's outputs
   bool padded_ = false;
+  Row even_{}, odd_{};  // phases of stride 2: where the tile's even and odd columns go
 
  public:
   static Way way_of(const Plan& p) {
@@ -74,6 +76,10 @@ class HorizontalMerge {
     line_ = take_row(arena, k_, n);
     phase_pitch_ = (way_ == Way::transposed ? lower(p_.tile_w, w_.n_out) / w_.stride : cols_ / w_.stride) + 80;
     if (way_ == Way::phases || way_ == Way::transposed) phases_ = take_row(arena, k_, phase_pitch_ * w_.stride);
+    if (way_ == Way::phases) {  // worked out once: a division costs as much as a vector of the row
+      place_of_tap_ = arena.take_array<i64>(w_.kernel);
+      for (i64 t = 0; arena.base && t < w_.kernel; ++t) place_of_tap_[t] = place_of(t * w_.dilation);
+    }
     split_spare_ = way_ == Way::phases ? arena.take((2 * cols_ + 256) * 8) : nullptr;
     while ((i64(2) << levels_) <= w_.kernel) ++levels_;
     if (way_ != Way::doubling) levels_ = 0;
@@ -98,7 +104,8 @@ class HorizontalMerge {
     t.w_lo = lower(higher(t.base, 0), w_.n_in), t.w_hi = higher(lower(end, w_.n_in), t.w_lo);
     padded_ = t.w_lo > t.base || t.w_hi < end;
     if (split_at_once()) {
-      if (!padded_) return;
+      even_ = advance(k_, phases_, place_of(t.w_lo - t.base));
+      odd_ = advance(k_, phases_, place_of(t.w_lo - t.base + 1));
       for (i64 q = 0; q < t.w_lo - t.base; ++q) fill_phase(q);
       for (i64 q = t.w_hi - t.base; q < span(); ++q) fill_phase(q);
       return;
@@ -133,8 +140,8 @@ class HorizontalMerge {
   i64 span() const { return (t_.outputs() - 1) * w_.stride + (w_.kernel - 1) * w_.dilation + 1; }
   bool split_at_once() const { return way_ == Way::phases && w_.stride == 2; }
   Row at_column(i64 w) const { return advance(k_, line_, (w - t_.base) * t_.cb); }
-  Row place_of(i64 q) const { return advance(k_, phases_, q % w_.stride * phase_pitch_ + q / w_.stride); }
-  void fill_phase(i64 q) { k_.identity(place_of(q), 0, 1); }
+  i64 place_of(i64 q) const { return q % w_.stride * phase_pitch_ + q / w_.stride; }
+  void fill_phase(i64 q) { k_.identity(phases_, place_of(q), place_of(q) + 1); }
 
   static void seen_columns(const Axis& w, Tile& t) {
     t.w_lo = w.n_in, t.w_hi = 0;
@@ -148,72 +155,70 @@ class HorizontalMerge {
     t.base = t.w_lo;
   }
 
-  // The line of row oh: merged, or where it lies if it needs neither merging nor padding.
-  Source line(i64 oh, VerticalMerge& vertical) {
-    Source s;
-    if (!padded_ && vertical.in_place(oh, s)) return s;
-    vertical.merge({at_column(t_.w_lo), t_.cb}, oh);
-    return source_at(k_, line_, 0, 0);
-  }
-  Source shifted(Source s, i64 elements, i64 add, i64 pitch) const {
-    return {s.a + elements * k_.a_bytes, s.b ? s.b + elements * k_.b_bytes : nullptr, s.add + add, pitch};
+  // Tap t of the first output, in a line that starts at `from`.
+  void shift(const Source& from, i64 t, i64 pitch, Source& s) const {
+    const i64 i = t * w_.dilation * t_.cb;
+    set(s, from.a + i * k_.a_bytes, from.b ? from.b + i * k_.b_bytes : nullptr, from.add + t, pitch);
   }
 
   void merge_taps(Row dst, i64 pitch, i64 oh, VerticalMerge& vertical) {
-    const Source from = line(oh, vertical);
+    Source line;  // merged, or where it lies if it needs neither merging nor padding
+    if (padded_ || !vertical.in_place(oh, line)) {
+      vertical.merge({at_column(t_.w_lo), t_.cb}, oh);
+      set_at(line, k_, line_, 0, 0);
+    }
     const bool whole = w_.stride == 1 && pitch == t_.cb;
     const Shape shape = whole ? Shape{1, t_.outputs() * t_.cb} : Shape{t_.outputs(), t_.cb};
     tree_.merge({dst, pitch}, 0, w_.kernel, 0, w_.kernel, shape,
-                [&](i64 t) { return shifted(from, t * w_.dilation * t_.cb, t, w_.stride * t_.cb); });
+                [&](i64 t, Source& s) { shift(line, t, w_.stride * t_.cb, s); });
   }
 
   void merge_phases(Row dst, i64 oh, VerticalMerge& vertical) {
     if (split_at_once()) {
-      const i64 q = t_.w_lo - t_.base;
-      vertical.merge({place_of(q), 0, place_of(q + 1)}, oh);
+      vertical.merge({even_, 0, odd_}, oh);
     } else {
       vertical.merge({at_column(t_.w_lo), 1}, oh);
       split_phases(k_.a_bytes, phases_.a, phase_pitch_, line_.a, span(), w_.stride, split_spare_);
       if (k_.b_bytes) split_phases(k_.b_bytes, phases_.b, phase_pitch_, line_.b, span(), w_.stride, split_spare_);
     }
     tree_.merge({dst, t_.outputs()}, 0, w_.kernel, 0, w_.kernel, {1, t_.outputs()},
-                [&](i64 t) { return source_at(k_, place_of(t * w_.dilation), 0, t); });
+                [&](i64 t, Source& s) { set_at(s, k_, phases_, place_of_tap_[t], t); });
   }
 
   void merge_doubled(Row dst, i64 pitch, i64 oh, VerticalMerge& vertical) {
     vertical.merge({at_column(t_.w_lo), t_.cb}, oh);
+    Source s[2];
     for (int l = 1; l <= levels_; ++l) {
       const i64 half = i64(1) << (l - 1);
-      const Source s[2] = {source_at(k_, level_[l - 1], 0, 0),
-                           source_at(k_, level_[l - 1], half * w_.dilation * t_.cb, half)};
+      set_at(s[0], k_, level_[l - 1], 0, 0);
+      set_at(s[1], k_, level_[l - 1], half * w_.dilation * t_.cb, half);
       k_.merge(level_[l], 0, s, 2, 1, (span() - (2 * half - 1) * w_.dilation) * t_.cb);
     }
     const i64 n = t_.outputs(), step = w_.stride * t_.cb;
-    Source sum{};
-    int spare = 0;
-    for (i64 taps = w_.kernel, level = 0; taps; ++level) {
+    int pieces = 0, spare = 0;
+    for (i64 taps = w_.kernel, level = 0; taps; ++level) {  // from the last, smallest piece to the first
       if (!(taps >> level & 1)) continue;
       taps -= i64(1) << level;
-      const Source s[2] = {source_at(k_, level_[level], taps * w_.dilation * t_.cb, taps, step), sum};
-      const int pieces = sum.a ? 2 : 1;
+      ++pieces;
+      Source* first = pieces == 1 ? &s[1] : &s[0];
+      set_at(*first, k_, level_[level], taps * w_.dilation * t_.cb, taps, step);
       if (taps == 0) {  // the outputs proper; before, all the columns they are picked from
         const bool whole = w_.stride == 1 && pitch == t_.cb;
-        k_.merge(dst, pitch, s, pieces, whole ? 1 : n, whole ? n * t_.cb : t_.cb);
-      } else if (pieces == 1) {
-        sum = s[0];
-      } else {
-        const Row into = spare_[spare ^= 1];
+        k_.merge(dst, pitch, first, pieces == 1 ? 1 : 2, whole ? 1 : n, whole ? n * t_.cb : t_.cb);
+      } else if (pieces > 1) {
+        const Row& into = spare_[spare ^= 1];
         k_.merge(into, 0, s, 2, 1, ((n - 1) * w_.stride + 1) * t_.cb);
-        sum = source_at(k_, into, 0, 0, step);
+        set_at(s[1], k_, into, 0, 0, step);
       }
     }
   }
 
   void merge_columns(Row dst, const Window& v, i64 lo, i64 n, i64 first, i64 last) {
-    const Source from = source_at(k_, line_, (v.start - t_.base) * t_.cb, 0);
+    Source from;
+    set_at(from, k_, line_, (v.start - t_.base) * t_.cb, 0);
     if (t_.cb == 1) return k_.run(dst, from, v.step, lo, n, first, last);
     tree_.merge({dst, t_.cb}, lo, n, first, last, {1, t_.cb},
-                [&](i64 t) { return shifted(from, t * v.step * t_.cb, t, 0); });
+                [&](i64 t, Source& s) { set_at(s, k_, line_, (v.at(t) - t_.base) * t_.cb, t); });
   }
 
   void merge_blocks(Row dst, const Window& v, i64 lo, i64 n, i64 oh, VerticalMerge& vertical, Tile& t,
@@ -230,7 +235,9 @@ class HorizontalMerge {
     const Row l = block_[depth], r = advance(k_, l, t.cb);
     merge_blocks(l, v, lo, half, oh, vertical, t, buffers, depth + 1);
     merge_blocks(r, v, lo + half, n - half, oh, vertical, t, buffers, depth + 1);
-    const Source s[2] = {source_at(k_, l, 0, 0), source_at(k_, r, 0, 0)};
+    Source s[2];
+    set_at(s[0], k_, l, 0, 0);
+    set_at(s[1], k_, r, 0, 0);
     k_.merge(dst, 0, s, 2, 1, t.cb);
   }
 
@@ -255,7 +262,7 @@ class HorizontalMerge {
         k_.identity(phase, 0, places_);
       else
         tree_.merge({phase, 0}, 0, taps, 0, taps, {1, places_},
-                    [&](i64 t) { return source_at(k_, line_, first + t, t); });
+                    [&](i64 t, Source& s) { set_at(s, k_, line_, first + t, t); });
     }
     join_phases(k_.a_bytes, dst.a, phases_.a, phase_pitch_, from_, t_.outputs(), w_.stride);
     if (k_.b_bytes) join_phases(k_.b_bytes, dst.b, phases_.b, phase_pitch_, from_, t_.outputs(), w_.stride);

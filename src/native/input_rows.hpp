@@ -42,6 +42,7 @@ class InputRows {
   Row kept_[kKept];
   double* aux_;
   const char* x_ = nullptr;
+  Shape shape_{};
   int next_ = 0;
 
  public:
@@ -62,23 +63,25 @@ class InputRows {
     buffers_ = &buffers;
     x_ = static_cast<const char*>(buffers.x) +
          (outer_offset(p_, p_.x_outer, t_.outer) + t_.c0 * p_.x_stride[3]) * bytes_;
+    shape_ = shape_of_tile();
   }
 
   // Rows as merges over d and h see them: one piece where they lie so, else column by column.
-  Shape shape() const {
+  Shape shape() const { return shape_; }
+  Shape shape_of_tile() const {
     const bool whole = !direct_ || p_.inner == 1 || (t_.cb == p_.inner && p_.x_stride[2] == p_.inner);
     return whole ? Shape{1, t_.columns() * t_.cb} : Shape{t_.columns(), t_.cb};
   }
 
   // The tile's columns of row (d, h), lifted. `into` is where to keep a loaded row; else it lasts for a few more.
-  Source row(i64 d, i64 h, i64 add, const Row* into = nullptr) {
+  void row(i64 d, i64 h, i64 add, Source& source, const Row* into = nullptr) {
     char* from = const_cast<char*>(x_) + (d * p_.x_stride[0] + h * p_.x_stride[1] + t_.w_lo * p_.x_stride[2]) * bytes_;
-    if (direct_) return {from, nullptr, add, p_.x_stride[2]};
-    const Row to = into ? *into : kept_[next_++ % kKept];
+    if (direct_) return set(source, from, nullptr, add, p_.x_stride[2]);
+    const Row& to = into ? *into : kept_[next_++ % kKept];
     copy_columns(load_, {to.a, k_.a_bytes, t_.cb, 1}, {from, bytes_, p_.x_stride[2], p_.x_stride[3]}, t_.columns(),
                  t_.cb, p_.inner > 1);
     if (p_.lift != Lift::none) lift(to, d, h);
-    return {to.a, k_.coded ? nullptr : to.b, add, t_.cb};
+    set(source, to.a, k_.coded ? nullptr : to.b, add, t_.cb);
   }
 
  private:
@@ -98,7 +101,7 @@ class InputRows {
       return;
     }
     const double* y =
-        neighbour_row(p_, t_, buffers_->aux, p_.in, p_.aux_outer, p_.aux_stride, d, h, t_.w_lo, t_.columns(), aux_);
+        neighbour_row(p_, t_, buffers_->aux, p_.aux, p_.aux_outer, p_.aux_stride, d, h, t_.w_lo, t_.columns(), aux_);
     for (i64 i = 0; i < n; ++i) {
       const double g = v[i], t = p_.lift == Lift::over_exp ? -p_.p * kLog2E * y[i] : (1 - p_.p) * log2(fabs(y[i]));
       if (g == 0 || (y[i] == 0 && p_.lift == Lift::over_power))

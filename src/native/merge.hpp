@@ -10,39 +10,62 @@ namespace {
 // h the largest power of two below n. Both a sliding window (by doubling) and a stream (by carries) can follow it.
 ANYPOOL_INLINE i64 split_point(i64 n) { return i64(1) << (63 - __builtin_clzll(uint64_t(n - 1))); }
 
-template <class Op, int N, int L>
-ANYPOOL_INLINE typename Op::template State<L> merge_tree(const Source* s, i64 i) {
-  if constexpr (N == 1) {
-    return Op::template get<L>(*s, i);
-  } else {
-    constexpr int h = N > 4 ? 4 : N > 2 ? 2 : 1;
-    return Op::template merge<L>(merge_tree<Op, h, L>(s, i), merge_tree<Op, N - h, L>(s + h, i));
+// N sources as a kernel reads them.
+template <class Op, int N>
+struct Taps {
+  const char *a[N], *b[N];
+  i64 add[N];
+  ANYPOOL_INLINE explicit Taps(const Source* s) {
+    for (int n = 0; n < N; ++n) {
+      a[n] = s[n].a;
+      if constexpr (Op::kPair) b[n] = s[n].b, add[n] = s[n].add;
+    }
   }
-}
+  ANYPOOL_INLINE void next_row(const Source* s) {
+    for (int n = 0; n < N; ++n) {
+      a[n] += s[n].pitch * i64(sizeof(typename Op::A));
+      if constexpr (Op::kPair)
+        if (b[n]) b[n] += s[n].pitch * i64(sizeof(typename Op::B));
+    }
+  }
+  // Taps [From, From + M) at column i.
+  template <int From, int M, int L>
+  ANYPOOL_INLINE typename Op::template State<L> merge(i64 i) const {
+    if constexpr (M == 1) {
+      if constexpr (Op::kPair)
+        return Op::template get<L>(a[From], b[From], add[From], i);
+      else
+        return Op::template get<L>(a[From], nullptr, 0, i);
+    } else {
+      constexpr int h = M > 4 ? 4 : M > 2 ? 2 : 1;
+      return Op::template merge<L>(merge<From, h, L>(i), merge<From + h, M - h, L>(i));
+    }
+  }
+  template <int L>
+  ANYPOOL_INLINE typename Op::template State<L> at(i64 i) const {
+    return merge<0, N, L>(i);
+  }
+};
 
 // A row shorter than a vector takes a shorter vector; the last vector of a row overlaps the one before, so there is no
 // scalar tail. dst must not overlap the sources.
 template <class Op, int N, int L>
-ANYPOOL_INLINE void merge_span(const Row& dst, i64 at, const Source* s, i64 width) {
+ANYPOOL_INLINE void merge_span(const Row& dst, i64 at, const Taps<Op, N>& taps, i64 width) {
   if (width >= L) {
     i64 i = 0;
-    for (; i + L <= width; i += L) Op::template put<L>(dst, at + i, merge_tree<Op, N, L>(s, i));
-    if (i < width) Op::template put<L>(dst, at + width - L, merge_tree<Op, N, L>(s, width - L));
+    for (; i + L <= width; i += L) Op::template put<L>(dst, at + i, taps.template at<L>(i));
+    if (i < width) Op::template put<L>(dst, at + width - L, taps.template at<L>(width - L));
   } else if constexpr (L > 1) {
-    merge_span<Op, N, L / 2>(dst, at, s, width);
+    merge_span<Op, N, L / 2>(dst, at, taps, width);
   }
 }
 
 template <class Op, int N>
 __attribute__((noinline)) void merge_n(Row dst, i64 dst_pitch, const Source* sources, i64 rows, i64 width) {
-  Source s[N];
-  for (int n = 0; n < N; ++n) s[n] = sources[n];
+  Taps<Op, N> taps(sources);
   for (i64 r = 0; r < rows; ++r) {
-    merge_span<Op, N, Op::kMaxLanes>(dst, r * dst_pitch, s, width);
-    for (int n = 0; n < N; ++n) {
-      s[n].a += s[n].pitch * i64(sizeof(typename Op::A));
-      if (Op::kPair && s[n].b) s[n].b += s[n].pitch * i64(sizeof(typename Op::B));
-    }
+    merge_span<Op, N, Op::kMaxLanes>(dst, r * dst_pitch, taps, width);
+    taps.next_row(sources);
   }
 }
 
@@ -61,13 +84,13 @@ void merge_rows(Row dst, i64 dst_pitch, const Source* sources, int n, i64 rows, 
 
 // The same, de-interleaved on the way out: column i goes to (q + i) / 2 of `even` or `odd`, as q + i is.
 template <class Op, int N, int L>
-ANYPOOL_INLINE void split_span(const Row& even, const Row& odd, const Source* s, i64 width) {
+ANYPOOL_INLINE void split_span(const Row& even, const Row& odd, const Taps<Op, N>& taps, i64 width) {
   if constexpr (L == 1) {
-    for (i64 i = 0; i < width; ++i) Op::template put<1>(i & 1 ? odd : even, i / 2, merge_tree<Op, N, 1>(s, i));
+    for (i64 i = 0; i < width; ++i) Op::template put<1>(i & 1 ? odd : even, i / 2, taps.template at<1>(i));
   } else {
-    if (width < 2 * L) return split_span<Op, N, L / 2>(even, odd, s, width);
+    if (width < 2 * L) return split_span<Op, N, L / 2>(even, odd, taps, width);
     const auto step = [&](i64 i) {
-      const auto l = merge_tree<Op, N, L>(s, i), r = merge_tree<Op, N, L>(s, i + L);
+      const auto l = taps.template at<L>(i), r = taps.template at<L>(i + L);
       typename Op::template State<L> e, o;
       e.a = Unzip<typename Op::A, L>::even(l.a, r.a), o.a = Unzip<typename Op::A, L>::odd(l.a, r.a);
       if constexpr (Op::kPair) {
@@ -80,14 +103,12 @@ ANYPOOL_INLINE void split_span(const Row& even, const Row& odd, const Source* s,
     for (; i + 2 * L <= width; i += 2 * L) step(i);
     if (i == width) return;
     step((width - 2 * L) & ~i64(1));
-    if (width & 1) Op::template put<1>(even, width / 2, merge_tree<Op, N, 1>(s, width - 1));
+    if (width & 1) Op::template put<1>(even, width / 2, taps.template at<1>(width - 1));
   }
 }
 template <class Op, int N>
 __attribute__((noinline)) void split_n(Row even, Row odd, const Source* sources, i64 width) {
-  Source s[N];
-  for (int n = 0; n < N; ++n) s[n] = sources[n];
-  split_span<Op, N, Op::kMaxLanes>(even, odd, s, width);
+  split_span<Op, N, Op::kMaxLanes>(even, odd, Taps<Op, N>(sources), width);
 }
 template <class Op>
 void merge_split(Row even, Row odd, const Source* sources, int n, i64 width) {
@@ -142,7 +163,7 @@ ANYPOOL_INLINE typename Op::template State<L> merge_neighbours(typename Op::temp
 template <class Op, int N, int L>
 ANYPOOL_INLINE typename Op::template State<L> merge_block(const Source& s, i64 i) {
   if constexpr (N == 1)
-    return Op::template get<L>(s, i);
+    return Op::template get<L>(s.a, s.b, s.add, i);
   else
     return merge_neighbours<Op, L>(merge_block<Op, N / 2, L>(s, i), merge_block<Op, N / 2, L>(s, i + N / 2 * L));
 }
@@ -160,16 +181,15 @@ template <class Op>
 typename Op::template State<1> merge_run(const Source& line, i64 step, i64 lo, i64 n, i64 first, i64 last) {
   if (lo + n <= first || lo >= last) return Op::identity();
   if (n == 1) {
-    Source s = line;
-    s.add += lo;
-    return Op::template get<1>(s, lo * step);
+    return Op::template get<1>(line.a, line.b, line.add + lo, lo * step);
   }
   constexpr int L = Op::kMaxLanes > 16 ? 16 : Op::kMaxLanes;
   if constexpr (!Op::kCoded) {
     if (n == 4 * L && step == 1 && lo >= first && lo + n <= last) {
       return first_of<Op, L>(merge_block<Op, 4, L>(line, lo));
     }
-    if (n == L && step == 1 && lo >= first && lo + n <= last) return first_of<Op, L>(Op::template get<L>(line, lo));
+    if (n == L && step == 1 && lo >= first && lo + n <= last)
+      return first_of<Op, L>(Op::template get<L>(line.a, line.b, line.add, lo));
   }
   const i64 half = split_point(n);
   return Op::template merge<1>(merge_run<Op>(line, step, lo, half, first, last),

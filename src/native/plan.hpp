@@ -40,7 +40,7 @@ struct Axis {
 constexpr int kMaxOuter = 16;
 
 struct Plan {
-  DType in, acc, out;
+  DType in, acc, out, aux;
   Code code;
   Merge merge;
   Lift lift;

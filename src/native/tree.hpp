@@ -18,9 +18,12 @@ struct Target {
 inline Row advance(const Kernel& k, Row r, i64 i) {
   return {r.a + i * k.a_bytes, k.b_bytes ? r.b + i * k.b_bytes : nullptr};
 }
-inline Source source_at(const Kernel& k, Row r, i64 i, i64 add, i64 pitch = 0) {
-  r = advance(k, r, i);
-  return {r.a, r.b, add, pitch};
+inline void set(Source& s, const char* a, const char* b, i64 add, i64 pitch) {
+  s.a = a, s.b = b, s.add = add, s.pitch = pitch;
+}
+// Element i of a row of scratch, as a source.
+inline void set_at(Source& s, const Kernel& k, const Row& r, i64 i, i64 add, i64 pitch = 0) {
+  set(s, r.a + i * k.a_bytes, k.b_bytes ? r.b + i * k.b_bytes : nullptr, add, pitch);
 }
 inline Row take_row(Arena& arena, const Kernel& k, i64 n) {
   char* a = arena.take(n * k.a_bytes);
@@ -51,7 +54,7 @@ class TreeMerge {
     k_.merge(to.row, to.pitch, s, n, from.rows, from.width);
   }
 
-  // Merge taps [lo, lo + n); row_at(t) gives those inside [first, last), the others are absent.
+  // Merge taps [lo, lo + n); row_at(t, source) gives those inside [first, last), the others are absent.
   template <class F>
   void merge(const Target& to, i64 lo, i64 n, i64 first, i64 last, Shape from, F&& row_at, int depth = 0) const {
     while (n > 1) {  // a half that is absent adds nothing
@@ -65,14 +68,21 @@ class TreeMerge {
     }
     if (n <= kLeaf) {
       Source s[kLeaf];
-      for (i64 t = 0; t < n; ++t) s[t] = lo + t >= first && lo + t < last ? row_at(lo + t) : identity_;
+      for (i64 t = 0; t < n; ++t) {
+        if (lo + t >= first && lo + t < last)
+          row_at(lo + t, s[t]);
+        else
+          s[t] = identity_;
+      }
       return put(to, s, int(n), from);
     }
     const i64 half = split_point(n);
     const Row l = left_[depth], r = right_[depth];
     merge({l, from.width}, lo, half, first, last, from, row_at, depth + 1);
     merge({r, from.width}, lo + half, n - half, first, last, from, row_at, depth + 1);
-    const Source s[2] = {{l.a, l.b, 0, from.width}, {r.a, r.b, 0, from.width}};
+    Source s[2];
+    set(s[0], l.a, l.b, 0, from.width);
+    set(s[1], r.a, r.b, 0, from.width);
     put(to, s, 2, from);
   }
 };

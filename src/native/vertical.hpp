@@ -21,7 +21,7 @@ class VerticalMerge {
   TreeMerge over_d_, over_h_;
   Window wd_{};
   i64 row_bytes_, row_elements_;
-  bool doubling_, cached_;
+  bool doubling_, cached_, plain_ = false;
   i64 ring_;    // rows kept, by position on h
   int levels_;  // and merges of 2, 4 … of them
   char* ring_base_;
@@ -59,6 +59,8 @@ class VerticalMerge {
   void place(const Buffers& buffers) {
     rows_.place(buffers);
     wd_ = window_of(p_.axis[0], t_.od);
+    plain_ =
+        rows_.direct() && wd_.hi - wd_.lo == 1 && p_.axis[1].kernel <= kLeaf && p_.axis[1].kind == AxisKind::sliding;
     for (i64 i = 0; i < (levels_ + 1) * ring_; ++i) tag_[i] = INT64_MIN;
   }
 
@@ -67,21 +69,26 @@ class VerticalMerge {
     const Window wh = window_of(p_.axis[1], oh);
     const Shape shape = rows_.shape();
     if (wh.lo == wh.hi || wd_.lo == wd_.hi) {
-      const Source none = over_h_.identity();
-      return over_h_.put(to, &none, 1, shape);
+      return over_h_.put(to, &over_h_.identity(), 1, shape);
     }
     if (doubling_) return merge_doubled(to, wh.start);
     const i64 unit = p_.axis[2].kernel;
-    over_h_.merge(to, 0, wh.taps, wh.lo, wh.hi, shape, [&](i64 t) {
-      Source s = plane_row(wh.at(t));
+    if (plain_ && wh.lo == 0 && wh.hi == wh.taps) {  // most rows of most poolings: nothing to load, nothing is missing
+      Source s[kLeaf];
+      rows_.row(wd_.at(wd_.lo), wh.start, wd_.lo * unit * p_.axis[1].kernel, s[0]);
+      const i64 step = wh.step * p_.x_stride[1] * k_.a_bytes;
+      for (i64 t = 1; t < wh.taps; ++t) set(s[t], s[t - 1].a + step, nullptr, s[t - 1].add + unit, s[0].pitch);
+      return over_h_.put(to, s, int(wh.taps), shape);
+    }
+    over_h_.merge(to, 0, wh.taps, wh.lo, wh.hi, shape, [&](i64 t, Source& s) {
+      plane_row(wh.at(t), s);
       s.add += t * unit;
-      return s;
     });
   }
   // The line where it lies, if there is nothing to merge.
   bool in_place(i64 oh, Source& line) {
     if (!rows_.direct() || p_.axis[0].kernel != 1 || p_.axis[1].kernel != 1 || rows_.shape().rows != 1) return false;
-    line = rows_.row(wd_.start, window_of(p_.axis[1], oh).start, 0);
+    rows_.row(wd_.start, window_of(p_.axis[1], oh).start, 0, line);
     return true;
   }
 
@@ -92,65 +99,71 @@ class VerticalMerge {
   }
 
   // Input row h, merged over the d window.
-  Source plane_row(i64 h) {
+  void plane_row(i64 h, Source& s) {
     const i64 unit = p_.axis[1].kernel * p_.axis[2].kernel;
     const bool single = wd_.hi - wd_.lo == 1;
-    if (single && (rows_.direct() || !cached_)) return rows_.row(wd_.at(wd_.lo), h, wd_.lo * unit);
+    if (single && (rows_.direct() || !cached_)) return rows_.row(wd_.at(wd_.lo), h, wd_.lo * unit, s);
     const i64 slot = cached_ ? h % ring_ : 0;
     const Row into = cached_ ? ring_row(slot) : merged_[next_++ % 16];
+    const bool known = cached_ && tag_[slot] == h;
+    if (cached_) tag_[slot] = h;
     if (single) {
-      if (tag_[slot] == h) return {into.a, k_.coded ? nullptr : into.b, wd_.lo * unit, t_.cb};
-      tag_[slot] = h;
-      return rows_.row(wd_.at(wd_.lo), h, wd_.lo * unit, &into);
+      if (!known) return rows_.row(wd_.at(wd_.lo), h, wd_.lo * unit, s, &into);
+      return set(s, into.a, k_.coded ? nullptr : into.b, wd_.lo * unit, t_.cb);
     }
-    if (!cached_ || tag_[slot] != h) {
-      if (cached_) tag_[slot] = h;
+    if (!known)
       over_d_.merge({into, rows_.shape().width}, 0, wd_.taps, wd_.lo, wd_.hi, rows_.shape(),
-                    [&](i64 t) { return rows_.row(wd_.at(t), h, t * unit); });
-    }
-    return {into.a, into.b, 0, t_.cb};
+                    [&](i64 t, Source& row) { rows_.row(wd_.at(t), h, t * unit, row); });
+    set(s, into.a, into.b, 0, t_.cb);
   }
 
   // The merge of 2^level rows from row h on; rows in the padding add nothing, and all of them give a null.
-  Source doubled_row(int level, i64 h) {
+  void doubled_row(int level, i64 h, Source& out) {
     const Axis& a = p_.axis[1];
-    if (level == 0) return h < 0 || h >= a.n_in ? Source{} : plane_row(h);
+    if (level == 0) {
+      out.a = nullptr;
+      if (h >= 0 && h < a.n_in) plane_row(h, out);
+      return;
+    }
     const i64 slot = level * ring_ + floor_mod(h, ring_);
     const Row into = ring_row(slot);
-    if (tag_[slot] == h) return {into.a, into.b, 0, t_.cb};
-    const i64 half = i64(1) << (level - 1);
-    Source s[2] = {doubled_row(level - 1, h), doubled_row(level - 1, h + half * a.dilation)};
-    s[1].add += half * p_.axis[2].kernel;
-    if (!s[0].a || !s[1].a) return s[0].a ? s[0] : s[1];
-    tag_[slot] = h;
-    const Shape shape = rows_.shape();
-    k_.merge(into, shape.width, s, 2, shape.rows, shape.width);
-    return {into.a, into.b, 0, t_.cb};
+    if (tag_[slot] != h) {
+      const i64 half = i64(1) << (level - 1);
+      Source s[2];
+      doubled_row(level - 1, h, s[0]);
+      doubled_row(level - 1, h + half * a.dilation, s[1]);
+      s[1].add += half * p_.axis[2].kernel;
+      if (!s[0].a || !s[1].a) {
+        const Source& only = s[0].a ? s[0] : s[1];
+        return set(out, only.a, only.b, only.add, only.pitch);
+      }
+      tag_[slot] = h;
+      const Shape shape = rows_.shape();
+      k_.merge(into, shape.width, s, 2, shape.rows, shape.width);
+    }
+    set(out, into.a, into.b, 0, t_.cb);
   }
 
   void merge_doubled(const Target& to, i64 start) {
     const Axis& a = p_.axis[1];
     const Shape shape = rows_.shape();
-    Source sum{};
+    Source s[2];  // the next piece, and the sum of those behind it
+    s[1].a = nullptr;
     int spare = 0;
     for (i64 taps = a.kernel, level = 0; taps; ++level) {  // from the last, smallest piece to the first
       if (!(taps >> level & 1)) continue;
       taps -= i64(1) << level;
-      Source piece = doubled_row(int(level), start + taps * a.dilation);
+      Source& piece = s[1].a ? s[0] : s[1];
+      doubled_row(int(level), start + taps * a.dilation, piece);
       if (!piece.a) continue;
       piece.add += taps * p_.axis[2].kernel;
-      if (!sum.a) {
-        sum = piece;
-        continue;
-      }
-      const Source s[2] = {piece, sum};
+      if (&piece == &s[1]) continue;
       if (taps == 0) return over_h_.put(to, s, 2, shape);
-      const Row into = spare_[spare ^= 1];
+      const Row& into = spare_[spare ^= 1];
       k_.merge(into, shape.width, s, 2, shape.rows, shape.width);
-      sum = {into.a, into.b, 0, t_.cb};
+      set(s[1], into.a, into.b, 0, t_.cb);
     }
-    if (!sum.a) sum = over_h_.identity();
-    over_h_.put(to, &sum, 1, shape);
+    over_h_.put(to, s[1].a ? &s[1] : &over_h_.identity(), 1, shape);
   }
 };
 

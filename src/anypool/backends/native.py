@@ -109,7 +109,14 @@ def info() -> dict[str, Any]:
 def _recipe(job: Pass, x: Array, y: Array, codes: Array | None, aux: Array | None, post: Array | None, *,
             backward: bool = False) -> _native.Recipe:  # fmt: skip
     arrays = (x, y, codes, aux, post)
-    key = (x.shape, x.dtype, y.dtype, backward, *(None if a is None else a.strides for a in arrays))
+    key = (
+        x.shape,
+        x.dtype,
+        y.dtype,
+        None if aux is None else aux.dtype,
+        backward,
+        *(None if a is None else a.strides for a in arrays),
+    )
     recipe = job.compiled.get(key)
     if recipe is None:
         if len(job.compiled) >= 64:  # arrays of ever new strides; what was compiled for the others is cheap to redo
@@ -136,6 +143,7 @@ def _compile(job: Pass, x: Array, y: Array, codes: Array | None, aux: Array | No
         _LIFTS.index(job.lift),
         _FINISHES.index(job.finish),
         0 if divisor is None else 2 if divisor.constant is not None else _RULES.index(divisor.rule),
+        _NUMBER[x.dtype.name if aux is None else aux.dtype.name],
     ]
     constant = 1.0 if divisor is None or divisor.constant is None else divisor.constant
     forward = job.windows if divisor is None else divisor.windows
