@@ -1,0 +1,76 @@
+"""Deliberate mistakes, and the tests that must notice each.
+
+`old` must occur exactly once in `file` (below src/); keep it a fragment of one line, so that
+reformatting does not break it. A native mutant is compiled, the others are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Replace `old` by `new` in `file`; `tests` (arguments of pytest) must then fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def native(self) -> bool:
+        return self.file.startswith("native/")
+
+
+WINDOWS = "anypool/windows.py"
+REDUCTIONS = "anypool/reductions.py"
+OPERATION = "anypool/operation.py"
+
+NAMED = ("tests/test_against_oracle.py::test_named_functions",)
+ADAPTIVE = ("tests/test_against_oracle.py::test_adaptive",)
+LAWS = ("tests/test_properties.py",)
+EMPTY = ("tests/test_against_oracle.py::test_windows[reference-max-1-channels_first]",)
+ARGUMENTS = ("tests/test_arguments.py::test_bad_argument",)
+HALVES = ("tests/test_against_oracle.py::test_dtypes[native-mean-2-channels_first]",)
+DTYPES = ("tests/test_against_oracle.py::test_dtypes[native-sum-1-channels_first]",)
+GRADIENTS = tuple(
+    f"tests/test_against_oracle.py::test_gradients[{backend}-{reduction}-2-channels_first]"
+    for backend in ("reference", "native")
+    for reduction in ("mean", "lp")
+)
+
+MUTATIONS = (
+    Mutation(
+        "wrong divisor: low padding instead of high", WINDOWS,
+        "(self.n_in + self.pad_hi - 1 - start)", "(self.n_in + self.pad - 1 - start)",
+        ("tests/test_against_oracle.py::test_windows[reference-mean-1-channels_first]",),
+    ),
+    Mutation("swapped padding sides", WINDOWS, "pads.append((lo, hi))", "pads.append((hi, lo))", NAMED),
+    Mutation("swapped same and same_lower", WINDOWS, 'if padding == "same" else', 'if padding != "same" else', NAMED),
+    Mutation("causal forgets dilation", WINDOWS, "((k - 1) * d, 0)", "(k - 1, 0)", NAMED),
+    Mutation("ceil_mode keeps a window that starts in the padding", WINDOWS,
+             ">= n + pads[0]", ">= n + sum(pads)", NAMED),
+    Mutation("ceil_mode rounds up too far", WINDOWS,
+             "(stride - 1 if ceil_mode else 0)", "(stride if ceil_mode else 0)", NAMED),
+    Mutation("adaptive bins rounded down", WINDOWS, "-(-(o + 1) * n // out)", "(o + 1) * n // out", ADAPTIVE),
+    Mutation("empty windows accepted", WINDOWS, "outputs[lo >= hi]", "outputs[lo > hi]", EMPTY),
+    Mutation("True is a size", WINDOWS, "isinstance(value, (bool, np.bool_)) or not hasattr", "not hasattr", ARGUMENTS),
+    Mutation("transposed windows shifted", WINDOWS,
+             "* self.step - self.pad\n", "* self.step - self.pad_hi\n", GRADIENTS),
+    Mutation("the last of equals wins", REDUCTIONS, "right > left if larger", "right >= left if larger", LAWS),
+    Mutation("NaN does not propagate", REDUCTIONS, "return wins | (right != right)", "return wins", LAWS),
+    Mutation("integer sums keep their dtype", REDUCTIONS, '"sum", integers="sum")', '"sum")', DTYPES),
+    Mutation("count_include_pad reversed", OPERATION,
+             '"window" if include else "valid"', '"valid" if include else "window"', NAMED),
+    Mutation("lp_pool loses signs", OPERATION, "what.signed and p % 2 == 1", "False", NAMED),
+    Mutation("channels_last pools the channels", OPERATION, "range(ndim - what.rank - last, ndim - last)",
+             "range(ndim - what.rank, ndim)", NAMED),
+    Mutation("native: the last of equals wins", "native/reductions.hpp",
+             "auto right = better | ((r.a == l.a) & (r.b < l.b));", "auto right = better;", LAWS),
+    Mutation("native: bfloat16 rounds down", "native/elements.hpp", "+ 0x7fffu + ((u >> 16) & 1)) >> 16", ") >> 16", HALVES),
+    Mutation("native: windows reach past the end", "native/geometry.hpp",
+             "n_in - start : (n_in - 1 - start) / step + 1", "n_in - start : (n_in - 1 - start) / step", LAWS),
+    Mutation("gradient of max|x| loses signs", OPERATION, "grad_x *= signs", "pass", GRADIENTS),
+)  # fmt: skip

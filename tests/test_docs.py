@@ -1,0 +1,80 @@
+"""What the documentation shows is what happens: code blocks and doctests run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import anypool as ap
+
+REPOSITORY = Path(__file__).parent.parent
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+OPTIONAL = {"torch", "ml_dtypes", "PIL", "matplotlib", "typer", "click", "rich"}
+
+MODULES = [
+    "anypool",
+    *(m.name for m in pkgutil.walk_packages(ap.__path__, "anypool.") if not m.name.endswith("__main__")),
+]
+
+
+def run_block(source: str, where: str, names: dict) -> None:
+    """Run a session (`>>>`) as a doctest and anything else as a script, in one namespace."""
+    if ">>>" not in source:
+        exec(compile(source, where, "exec"), names)
+        return
+    test = doctest.DocTestParser().get_doctest(source, names, where, where, 0)
+    complaints: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=OPTIONS)
+    runner.run(test, out=complaints.append, clear_globs=False)
+    names.update(test.globs)
+    assert not runner.failures, "".join(complaints)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(REPOSITORY).as_posix())
+def test_code_blocks(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__docs__"}
+    text = page.read_text(encoding="utf-8")
+    for match in BLOCK.finditer(text):
+        where = f"{page.name}:{text[: match.start()].count(chr(10)) + 2}"
+        try:
+            run_block(match[1], where, names)
+        except ModuleNotFoundError as missing:
+            if missing.name not in OPTIONAL:
+                raise
+            pytest.skip(f"{where} needs {missing.name}")
+
+
+def test_the_readme_shows_code():
+    assert BLOCK.search((REPOSITORY / "README.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_doctests(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        if missing.name not in OPTIONAL:
+            raise
+        pytest.skip(f"{name} needs {missing.name}")
+    result = doctest.testmod(module, optionflags=OPTIONS, extraglobs={"ap": ap, "np": np})
+    assert result.failed == 0
+
+
+def public_callables() -> list[str]:
+    return [name for name in ap.__all__ if callable(getattr(ap, name))]
+
+
+@pytest.mark.parametrize("name", public_callables())
+def test_every_public_name_has_an_example(name):
+    assert ">>>" in (inspect.getdoc(getattr(ap, name)) or ""), f"anypool.{name} has no runnable example"
