@@ -73,6 +73,12 @@ ANYPOOL_INLINE int32_t divide_half_even(int32_t sum, double n) {
   return int32_t(double(sum) / n + 0x1.8p52 - 0x1.8p52);
 }
 
+// The same for sums up to 2^22, in floats, which are as wide as the sums: a quotient q of n is off by q / 2^24 at most,
+// half of what a tie would need.
+inline void divide_small(int32_t* v, i64 n, float by) {
+  for (i64 i = 0; i < n; ++i) v[i] = int32_t(float(v[i]) / by + 0x1.8p23f - 0x1.8p23f);
+}
+
 template <class T>
 void divide_all(T* v, i64 n, double by) {
   for (i64 i = 0; i < n; ++i) {

@@ -116,6 +116,8 @@ void Recipe::prepare() {
   const i64 fit = std::max<i64>(budget / p.tile_c, 2 * reach);
   p.tile_w = backward ? std::max<i64>(1, w.n_in)
                       : std::clamp<i64>((fit - std::min(fit, reach)) / step + 1, 1, std::max<i64>(1, columns));
+  const bool fused = !backward && kernels->fused(p);
+  if (fused) p.tile_w = std::max<i64>(1, columns);
   if (!backward && columns > p.tile_w) p.tile_w = ceil_div(columns, ceil_div(columns, p.tile_w));
 
   // Rows are cut only where there is too little else to share out; each cut merges a window's overlap twice.

@@ -4,6 +4,7 @@
 // is merged over w. Each step is a merge of rows; the steps differ only in where their rows lie. Adjoints run here too:
 // the gradient of a sum is a sum over the transposed windows.
 #pragma once
+#include "fused.hpp"
 #include "horizontal.hpp"
 #include "kernel_table.hpp"
 #include "output_row.hpp"
@@ -19,6 +20,7 @@ class Engine {
   VerticalMerge vertical_;
   HorizontalMerge horizontal_;
   OutputRow output_;
+  FusedRows fused_;
 
  public:
   Engine(const Plan& plan, const Kernel& kernel, char* scratch)
@@ -28,7 +30,8 @@ class Engine {
         elements_(lower(plan.tile_c, plan.inner)),
         vertical_(plan, kernel, tile_, arena_, cols_ * elements_),
         horizontal_(plan, kernel, tile_, arena_, cols_, elements_),
-        output_(plan, kernel, tile_, arena_, lower(plan.tile_w, plan.axis[2].n_out) * elements_) {}
+        output_(plan, kernel, tile_, arena_, lower(plan.tile_w, plan.axis[2].n_out) * elements_),
+        fused_(plan, tile_, arena_) {}
   i64 scratch_bytes() const { return arena_.used; }
   i64 tasks_of_plane() const {
     return p_.axis[0].n_out * ceil_div(p_.axis[1].n_out, p_.rows_block) * ceil_div(p_.axis[2].n_out, p_.tile_w);
@@ -53,10 +56,17 @@ class Engine {
       tile_.outer = rest;
       tile_.ow1 = lower(tile_.ow0 + p_.tile_w, w.n_out);
       tile_.cb = lower(p_.tile_c, p_.inner - tile_.c0);
+      const i64 oh1 = lower(oh0 + p_.rows_block, h.n_out);
+      if (fused_) {
+        fused_.place(buffers);
+        output_.place(buffers, false);
+        for (i64 oh = oh0; oh < oh1; ++oh) fused_.merge(output_.row(oh), oh);
+        continue;
+      }
       horizontal_.place(tile_);
       vertical_.place(buffers);
       output_.place(buffers);
-      for (i64 oh = oh0; oh < lower(oh0 + p_.rows_block, h.n_out); ++oh) {
+      for (i64 oh = oh0; oh < oh1; ++oh) {
         i64 pitch;
         const Row dst = output_.target(oh, pitch);
         horizontal_.merge(dst, pitch, oh, vertical_, tile_, buffers);

@@ -56,7 +56,7 @@ inline i64 divisor_of(const Axis& a, i64 o, Divisor rule) {
   Window w = window_of(a, o);
   if (rule == Divisor::valid || a.kind != AxisKind::sliding) return w.hi - w.lo;
   i64 end = a.n_in + a.pad_hi;  // ceil_mode may let the last window hang over the padding, too: that part never counts
-  i64 n = w.start >= end ? 0 : (end - 1 - w.start) / w.step + 1;
+  i64 n = w.start >= end ? 0 : w.step == 1 ? end - w.start : (end - 1 - w.start) / w.step + 1;
   return n < w.taps ? n : w.taps;
 }
 

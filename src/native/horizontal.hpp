@@ -40,7 +40,7 @@ class HorizontalMerge {
     const Axis& w = p.axis[2];
     if (w.kind == AxisKind::transposed) return p.inner == 1 && w.dilation == 1 ? Way::transposed : Way::each;
     if (doubles(w)) return Way::doubling;
-    const bool each = w.kind == AxisKind::table || (p.inner == 1 && (w.n_out < 8 || w.stride > 8));
+    const bool each = w.kind == AxisKind::table || (p.inner == 1 && (w.n_out < 4 || w.stride > 8));
     if (each) return w.kernel > 4 * kBlock ? Way::blocks : Way::each;
     return p.inner == 1 && w.stride > 1 ? Way::phases : Way::taps;
   }

@@ -17,6 +17,7 @@ namespace {
 using BackwardF32 = SelectBackward<float, int32_t>;
 using BackwardF64 = SelectBackward<double, int64_t>;
 
+bool fused(const Plan& p) { return fused_row_of(p) != nullptr; }
 i64 scratch_bytes(const Plan& p, bool backward) {
   if (!backward)
     return p.group ? PlaneGroups(p, nullptr).scratch_bytes() : Engine(p, kernel_of(p), nullptr).scratch_bytes();
@@ -37,7 +38,7 @@ void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* 
 
 extern const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL);
 const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL) = {
-    ANYPOOL_TEXT(ANYPOOL_LEVEL), ANYPOOL_VECTOR_BYTES, scratch_bytes, forward, select_backward,
+    ANYPOOL_TEXT(ANYPOOL_LEVEL), ANYPOOL_VECTOR_BYTES, fused, scratch_bytes, forward, select_backward,
 };
 
 }  // namespace anypool

@@ -121,6 +121,49 @@ void merge_split(Row even, Row odd, const Source* sources, int n, i64 width) {
   }
 }
 
+// One vector of columns of n rows, `step` bytes apart: the tree with its open branches in registers, like a binary
+// counter. Many rows are read once and nothing is written but the result.
+template <class Op, int L>
+ANYPOOL_INLINE typename Op::template State<L> merge_tall(const char* a, i64 step, i64 add, i64 unit, i64 n, i64 i) {
+  using State = typename Op::template State<L>;
+  const auto row = [&](i64 t) { return Op::template get<L>(a + t * step, nullptr, add + t * unit, i); };
+  State open[40];
+  int depth = 0;
+  i64 t = 0;
+  for (i64 block = 0; t + 4 <= n; t += 4, ++block) {
+    State s =
+        Op::template merge<L>(Op::template merge<L>(row(t), row(t + 1)), Op::template merge<L>(row(t + 2), row(t + 3)));
+    for (i64 carry = block; carry & 1; carry >>= 1) s = Op::template merge<L>(open[--depth], s);
+    open[depth++] = s;
+  }
+  State sum;
+  bool some = true;
+  switch (n - t) {
+    case 3: sum = Op::template merge<L>(Op::template merge<L>(row(t), row(t + 1)), row(t + 2)); break;
+    case 2: sum = Op::template merge<L>(row(t), row(t + 1)); break;
+    case 1: sum = row(t); break;
+    default: some = false;
+  }
+  if (!some) sum = open[--depth];
+  for (int d = depth - 1; d >= 0; --d) sum = Op::template merge<L>(open[d], sum);
+  return sum;
+}
+template <class Op, int L>
+void tall_span(const Row& dst, const Source& first, i64 step, i64 unit, i64 n, i64 width) {
+  if (width >= L) {
+    for (i64 i = 0; i < width; i += L) {
+      const i64 at = i + L <= width ? i : width - L;
+      Op::template put<L>(dst, at, merge_tall<Op, L>(first.a, step, first.add, unit, n, at));
+    }
+  } else if constexpr (L > 1) {
+    tall_span<Op, L / 2>(dst, first, step, unit, n, width);
+  }
+}
+template <class Op>
+void merge_tall_rows(Row dst, const Source& first, i64 step, i64 unit, i64 n, i64 width) {
+  tall_span<Op, Op::kMaxLanes>(dst, first, step, unit, n, width);
+}
+
 template <class T>
 void fill(char* p, i64 n, T value) {
   T* out = reinterpret_cast<T*>(p);
@@ -135,6 +178,8 @@ struct Kernel {
   void (*merge)(Row dst, i64 dst_pitch, const Source* sources, int n, i64 rows, i64 width);
   // The same for one row, its even columns into one row and its odd ones into another.
   void (*merge_split)(Row even, Row odd, const Source* sources, int n, i64 width);
+  // One row: the merge of n plain rows `step` bytes apart, whose codes are `unit` apart.
+  void (*merge_tall)(Row dst, const Source& first, i64 step, i64 unit, i64 n, i64 width);
   void (*identity)(Row dst, i64 from, i64 to);
   // One state: taps [lo, lo + n) of a window whose tap t lies at line[t * step], those outside [first, last) being absent.
   void (*run)(Row dst, Source line, i64 step, i64 lo, i64 n, i64 first, i64 last);
@@ -185,11 +230,14 @@ typename Op::template State<1> merge_run(const Source& line, i64 step, i64 lo, i
   }
   constexpr int L = Op::kMaxLanes > 16 ? 16 : Op::kMaxLanes;
   if constexpr (!Op::kCoded) {
-    if (n == 4 * L && step == 1 && lo >= first && lo + n <= last) {
-      return first_of<Op, L>(merge_block<Op, 4, L>(line, lo));
+    if (step == 1 && lo >= first && lo + n <= last) {
+      if (n == 4 * L) return first_of<Op, L>(merge_block<Op, 4, L>(line, lo));
+      if (n == L) return first_of<Op, L>(Op::template get<L>(line.a, line.b, line.add, lo));
+      if constexpr (L >= 16)
+        if (n == 8) return first_of<Op, 8>(Op::template get<8>(line.a, line.b, line.add, lo));
+      if constexpr (L >= 8)
+        if (n == 4) return first_of<Op, 4>(Op::template get<4>(line.a, line.b, line.add, lo));
     }
-    if (n == L && step == 1 && lo >= first && lo + n <= last)
-      return first_of<Op, L>(Op::template get<L>(line.a, line.b, line.add, lo));
   }
   const i64 half = split_point(n);
   return Op::template merge<1>(merge_run<Op>(line, step, lo, half, first, last),
@@ -206,6 +254,7 @@ constexpr Kernel kKernel = {sizeof(typename Op::A),
                             Op::kCoded,
                             merge_rows<Op>,
                             merge_split<Op>,
+                            merge_tall_rows<Op>,
                             fill_identity<Op>,
                             put_run<Op>};
 

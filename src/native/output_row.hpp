@@ -17,8 +17,10 @@ class OutputRow {
   const Tile& t_;
   const Convert store_;
   const i64 bytes_;
+  const bool small_sums_;  // of 8-bit integers, below 2^22
   const bool merged_in_place_, adjoint_;
-  bool even_divisor_ = false;  // the same for all columns of the tile
+  i64 divisor_from_ = -1, divisor_to_ = -1;  // the columns that divisor_w_ holds
+  bool even_divisor_ = false;                // the same for all columns of the tile
   Row row_;
   double *wide_, *divisor_w_;
   i64* offset_;
@@ -32,6 +34,8 @@ class OutputRow {
         t_(tile),
         store_(converter(plan.acc, plan.out)),
         bytes_(size_of(plan.out)),
+        small_sums_(size_of(plan.in) == 1 &&
+                    plan.axis[0].kernel * plan.axis[1].kernel * plan.axis[2].kernel <= i64(1) << 14),
         merged_in_place_(!kernel.b_bytes && plan.out == plan.acc &&
                          (plan.inner == 1 ? plan.y_stride[2] == 1 || plan.axis[2].n_out == 1 : plan.y_stride[3] == 1)),
         adjoint_(plan.axis[0].kind == AxisKind::transposed || plan.axis[1].kind == AxisKind::transposed ||
@@ -45,12 +49,14 @@ class OutputRow {
     for (i64 c = 0; table && arena.base && c < taps; ++c) offset_[c] = offset_of(c);
   }
 
-  void place(const Buffers& buffers) {
+  void place(const Buffers& buffers, bool finishes = true) {
     buffers_ = &buffers;
     y_ = static_cast<char*>(buffers.y) + (outer_offset(p_, p_.y_outer, t_.outer) + t_.od * p_.y_stride[0] +
                                           t_.ow0 * p_.y_stride[2] + t_.c0 * p_.y_stride[3]) *
                                              bytes_;
-    if (p_.finish != Finish::divide || p_.divisor == Divisor::constant) return;
+    if (!finishes || p_.finish != Finish::divide || p_.divisor == Divisor::constant) return;
+    if (t_.ow0 == divisor_from_ && t_.ow1 == divisor_to_) return;  // as in most tiles: only the rows differ
+    divisor_from_ = t_.ow0, divisor_to_ = t_.ow1;
     even_divisor_ = true;
     for (i64 o = t_.ow0; o < t_.ow1; ++o) {
       divisor_w_[o - t_.ow0] = double(divisor_of(p_.forward[2], o, p_.divisor));
@@ -58,16 +64,19 @@ class OutputRow {
     }
   }
 
+  // Output row oh, where it lies.
+  char* row(i64 oh) const { return y_ + oh * p_.y_stride[1] * bytes_; }
+
   // Where the merged row may go: into the output at once, if it has the right type and no second component.
   Row target(i64 oh, i64& pitch) const {
     pitch = t_.cb;
     if (!merged_in_place_) return row_;
     if (p_.inner > 1) pitch = p_.y_stride[2];
-    return {y_ + oh * p_.y_stride[1] * bytes_, nullptr};
+    return {row(oh), nullptr};
   }
 
   void finish(i64 oh) {
-    char* y = y_ + oh * p_.y_stride[1] * bytes_;
+    char* y = row(oh);
     if (merged_in_place_) {
       if (p_.finish == Finish::none && !adjoint_) return;
       const i64 pitch = p_.inner > 1 ? p_.y_stride[2] : 1;
@@ -115,6 +124,9 @@ class OutputRow {
     double rows = p_.divisor_value;
     if (!constant)
       rows = double(divisor_of(p_.forward[0], t_.od, p_.divisor)) * double(divisor_of(p_.forward[1], oh, p_.divisor));
+    if constexpr (kSame<T, int32_t>)
+      if (small_sums_ && (constant || even_divisor_))
+        return divide_small(v, cols * t_.cb, float(constant ? rows : rows * divisor_w_[0]));
     if (constant || even_divisor_) return divide_all(v, cols * t_.cb, constant ? rows : rows * divisor_w_[0]);
     if (t_.cb == 1) return divide_each(v, cols, rows, divisor_w_ + first);
     for (i64 o = 0; o < cols; ++o) divide_all(v + o * t_.cb, t_.cb, rows * divisor_w_[first + o]);

@@ -80,6 +80,7 @@ struct Buffers {
 struct KernelTable {
   const char* name;
   int vector_bytes;
+  bool (*fused)(const Plan&);  // whether a kernel for just these windows exists, which needs no tiles
   i64 (*scratch_bytes)(const Plan&, bool backward);
   void (*forward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
   void (*select_backward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);

@@ -21,7 +21,7 @@ class VerticalMerge {
   TreeMerge over_d_, over_h_;
   Window wd_{};
   i64 row_bytes_, row_elements_;
-  bool doubling_, cached_, plain_ = false;
+  bool doubling_, cached_, plain_ = false, tall_ = false;
   i64 ring_;    // rows kept, by position on h
   int levels_;  // and merges of 2, 4 … of them
   char* ring_base_;
@@ -59,8 +59,9 @@ class VerticalMerge {
   void place(const Buffers& buffers) {
     rows_.place(buffers);
     wd_ = window_of(p_.axis[0], t_.od);
-    plain_ =
-        rows_.direct() && wd_.hi - wd_.lo == 1 && p_.axis[1].kernel <= kLeaf && p_.axis[1].kind == AxisKind::sliding;
+    const bool direct = rows_.direct() && wd_.hi - wd_.lo == 1 && p_.axis[1].kind != AxisKind::transposed;
+    plain_ = direct && p_.axis[1].kernel <= kLeaf;
+    tall_ = direct && p_.axis[1].kernel > kLeaf;
     for (i64 i = 0; i < (levels_ + 1) * ring_; ++i) tag_[i] = INT64_MIN;
   }
 
@@ -79,6 +80,11 @@ class VerticalMerge {
       const i64 step = wh.step * p_.x_stride[1] * k_.a_bytes;
       for (i64 t = 1; t < wh.taps; ++t) set(s[t], s[t - 1].a + step, nullptr, s[t - 1].add + unit, s[0].pitch);
       return over_h_.put(to, s, int(wh.taps), shape);
+    }
+    if (tall_ && !to.odd.a && wh.lo == 0 && wh.hi == wh.taps && shape.rows == 1) {
+      Source first;
+      rows_.row(wd_.at(wd_.lo), wh.start, wd_.lo * unit * p_.axis[1].kernel, first);
+      return k_.merge_tall(to.row, first, wh.step * p_.x_stride[1] * k_.a_bytes, unit, wh.taps, shape.width);
     }
     over_h_.merge(to, 0, wh.taps, wh.lo, wh.hi, shape, [&](i64 t, Source& s) {
       plane_row(wh.at(t), s);
