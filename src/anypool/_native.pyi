@@ -10,6 +10,9 @@ class Recipe:
     def threads(self) -> int: ...
 
     @property
+    def way(self) -> str: ...
+
+    @property
     def bytes(self) -> int: ...
 
     @property

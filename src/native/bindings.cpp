@@ -98,6 +98,7 @@ NB_MODULE(_native, m) {
           },
           "x"_a, "y"_a, "code"_a = 0, "aux"_a = 0, "post"_a = 0)
       .def_prop_ro("threads", &anypool::Recipe::threads)
+      .def_prop_ro("way", &anypool::Recipe::way)
       .def_ro("bytes", &anypool::Recipe::bytes)
       .def_ro("tasks", &anypool::Recipe::tasks)
       .def_ro("scratch", &anypool::Recipe::scratch);

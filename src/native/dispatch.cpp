@@ -77,6 +77,13 @@ std::vector<std::string> built_levels() {
 }
 std::string chosen_level() { return chosen() ? chosen()->name : ""; }
 
+std::string Recipe::way() const {
+  if (!tasks) return "nothing to do";
+  if (backward) return "gather from codes";
+  if (plan.group) return std::to_string(plan.group) + " planes at once";
+  return kernels->fused(plan) ? "fused rows" : "rows";
+}
+
 int Recipe::threads() const {
   // Waking a second thread costs 5-10 us; below this many bytes a thread earns less than that.
   constexpr i64 kBytesPerThread = 128 << 10;

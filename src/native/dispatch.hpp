@@ -22,6 +22,7 @@ struct Recipe {
 
   void prepare();
   int threads() const;
+  std::string way() const;  // how, in words
   void run(const Buffers& buffers) const;
 };
 

@@ -163,7 +163,7 @@ class Fused {
     if constexpr (Whole)
       return Lanes<T, L>::load(row + c);
     else
-      return Lanes<T, L>::load_part(row + c, inside, V{} + Op::identity().a);
+      return Lanes<T, L>::load_part(row + c, inside, splat<V>(Op::identity().a));
   }
   // L columns merged over the window's rows: d within h, as the engine does.
   template <bool Whole, int H, int D, int N>
@@ -245,7 +245,7 @@ class Fused {
         if (o + L < n || (ahead && c < cols_))
           phases(c, next);
         else
-          for (V& v : next.v) v = V{} + Op::identity().a;
+          for (V& v : next.v) v = splat<V>(Op::identity().a);
         put(y + o, over_w<0, KW>(here, next), n - o, divisor ? divisor + o : nullptr, reciprocal);
         here = next;
       }

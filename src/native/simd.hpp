@@ -44,6 +44,12 @@ ANYPOOL_INLINE void store(void* p, V v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// All lanes x. Taking zero away keeps the sign of a zero, adding it would not.
+template <class V, class T>
+ANYPOOL_INLINE V splat(T x) {
+  return x - V{};
+}
+
 // max and min as pooling wants them: the left one wins a tie, a NaN wins over every number, the last NaN over the others.
 template <class V>
 ANYPOOL_INLINE V max_of(V l, V r) {

@@ -64,7 +64,7 @@ class Native:
     def describe(self, job: Pass, x: Array) -> dict[str, Any]:
         recipe = _recipe(job, x, np.empty_like(x, job.result, shape=job.shape(x.shape)), None, None, None)
         return {
-            "kernel": f"{job.lift}+{job.merge}+{job.finish}, {job.accumulator} states",
+            "kernel": f"{job.lift}+{job.merge}+{job.finish}, {job.accumulator} states, {recipe.way}",
             "isa": _native.isa(),
             "threads": recipe.threads,
             "scratch_bytes": recipe.scratch,
