@@ -4,7 +4,8 @@ from collections.abc import Sequence
 class Recipe:
     def __init__(self, choices: Sequence[int], divisor_value: float, p: float, axes: Sequence[Sequence[int]], forward_axes: Sequence[Sequence[int]], outer: Sequence[int], inner: int, strides: Sequence[Sequence[int]], backward: bool) -> None: ...
 
-    def run(self, x: int, y: int, code: int = 0, aux: int = 0, post: int = 0) -> None: ...
+    def run(self, x: object, y: object, code: object | None = None, aux: object | None = None, post: object | None = None) -> None:
+        """Run on ndarrays of the shapes and strides the recipe was made for."""
 
     @property
     def threads(self) -> int: ...
@@ -20,6 +21,8 @@ class Recipe:
 
     @property
     def scratch(self) -> int: ...
+
+def data_pointer(arg: object, /) -> int: ...
 
 def isa() -> str:
     """

@@ -6,6 +6,7 @@ take it from there. A description is resolved into a `Problem` once for every sh
 
 from __future__ import annotations
 
+import marshal
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Problem:
     reduction: Reduction
     return_indices: bool
     squeeze: tuple[int, ...]  # pooled axes of size one that the caller does not want
+    shape: tuple[int, ...]  # of the result, those axes included
 
 
 def as_array(x: Any) -> Array:
@@ -78,20 +80,14 @@ def as_array(x: Any) -> Array:
 _problems: dict[Hashable, Problem] = {}
 
 
-def _typed(value: Any) -> Hashable:
-    """Return a dictionary key that tells 1, 1.0 and True apart, which compare equal."""
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_typed, value))
-    return (type(value), value)
-
-
 def resolve(x: Array, what: Description) -> Problem:
     """Return the problem for an array; the same one for every array of this shape and dtype."""
     try:
-        key = (x.shape, x.dtype, tuple(map(_typed, what)))
-        known = _problems.get(key)
-    except TypeError:  # an argument that cannot be hashed, e.g. an array of sizes
+        # Bytes tell 1, 1.0 and True apart, which are equal as keys; version 2 has no references to equal objects.
+        key = (x.shape, x.dtype, marshal.dumps(tuple(what), 2))
+    except ValueError:  # a dtype, a NumPy integer, an array of sizes: resolved anew each time
         return _resolve(x.shape, x.dtype, what)
+    known = _problems.get(key)
     if known is None:
         known = _resolve(x.shape, x.dtype, what)
         if len(_problems) >= 1024:
@@ -120,9 +116,10 @@ def _resolve(shape: tuple[int, ...], dtype: np.dtype[Any], what: Description) ->
         windows, axes, reduction.merge, reduction.lift, reduction.finish, p, accumulator, result,
         divisor=_divisor(what, reduction, windows, is_float(result), where), codes="index" if indices else None,
     )  # fmt: skip
-    _check_size(job.shape(shape), result, where)
+    result_shape = job.shape(shape)
+    _check_size(result_shape, result, where)
     keepdims = _flag("keepdims", what.keepdims, where)
-    return Problem(job, reduction, indices, () if keepdims else axes)
+    return Problem(job, reduction, indices, () if keepdims else axes, result_shape)
 
 
 def _flag(name: str, value: Any, where: str) -> bool:
@@ -209,10 +206,9 @@ def _check_size(shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> Non
 
 
 def _output(problem: Problem, x: Array, out: Array | None) -> Array:
-    job = problem.job
-    shape = job.shape(x.shape)
+    job, shape = problem.job, problem.shape
     if out is None:
-        return np.empty_like(x, job.result, shape=shape, subok=False)
+        return np.empty_like(x, job.result, shape=shape)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__} (x: {x.shape})")
     wanted = tuple(n for a, n in enumerate(shape) if a not in problem.squeeze)

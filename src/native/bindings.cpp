@@ -42,6 +42,13 @@ void read_strides(const Numbers& v, int n_outer, i64* outer, i64* inner) {
   for (int a = 0; a < 4; ++a) inner[a] = v.at(n_outer + a);
 }
 
+// Where an ndarray's elements are: the first field behind the object's header, as NumPy's C interface lays it down
+// (PyArrayObject_fields). Asking for it in Python takes 0.5 us, and DLPack knows no bfloat16 of NumPy.
+void* data_of(nb::handle array) {
+  if (array.is_none()) return nullptr;
+  return *reinterpret_cast<void**>(reinterpret_cast<char*>(array.ptr()) + sizeof(PyObject));
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -88,20 +95,21 @@ NB_MODULE(_native, m) {
           "backward"_a)
       .def(
           "run",
-          [](const anypool::Recipe& self, uintptr_t x, uintptr_t y, uintptr_t code, uintptr_t aux, uintptr_t post) {
-            const anypool::Buffers buffers{reinterpret_cast<const void*>(x), reinterpret_cast<void*>(y),
-                                           reinterpret_cast<void*>(code), reinterpret_cast<const void*>(aux),
-                                           reinterpret_cast<const void*>(post)};
+          [](const anypool::Recipe& self, nb::handle x, nb::handle y, nb::handle code, nb::handle aux,
+             nb::handle post) {
+            const anypool::Buffers buffers{data_of(x), data_of(y), data_of(code), data_of(aux), data_of(post)};
             if (self.bytes < (64 << 10)) return self.run(buffers);
             nb::gil_scoped_release release;
             self.run(buffers);
           },
-          "x"_a, "y"_a, "code"_a = 0, "aux"_a = 0, "post"_a = 0)
+          "x"_a, "y"_a, "code"_a = nb::none(), "aux"_a = nb::none(), "post"_a = nb::none(),
+          "Run on ndarrays of the shapes and strides the recipe was made for.")
       .def_prop_ro("threads", &anypool::Recipe::threads)
       .def_prop_ro("way", &anypool::Recipe::way)
       .def_ro("bytes", &anypool::Recipe::bytes)
       .def_ro("tasks", &anypool::Recipe::tasks)
       .def_ro("scratch", &anypool::Recipe::scratch);
+  m.def("data_pointer", [](nb::handle array) { return reinterpret_cast<uintptr_t>(data_of(array)); });
   m.def("isa", &anypool::chosen_level, "The instruction-set level that runs; empty if the one asked for cannot.");
   m.def("isa_built", &anypool::built_levels);
   m.def("thread_count", &anypool::thread_count);

@@ -110,13 +110,19 @@ def use(name: str | None) -> Iterator[None]:
         _forced.reset(token)
 
 
+@functools.cache  # read at the first call: a look at the environment takes as long as a small pooling
+def _wanted() -> str:
+    name = os.environ.get("ANYPOOL_BACKEND", "")
+    if name and name not in BACKENDS:
+        raise ValueError(f"ANYPOOL_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
 def select(job: Pass, x: Array) -> tuple[Backend, list[str]]:
     """Return the first backend that supports the job, and why those before it do not."""
-    forced = _forced.get() or os.environ.get("ANYPOOL_BACKEND")
     known = registry()
+    forced = _forced.get() or _wanted()
     if forced:
-        if forced not in known:
-            raise ValueError(f"ANYPOOL_BACKEND must be one of {', '.join(known)}, got {forced!r}")
         if reason := known[forced].supports(job, x):
             raise NotImplementedError(f"the {forced} backend cannot run this: {reason}")
         return known[forced], []

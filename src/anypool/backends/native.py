@@ -47,19 +47,14 @@ class Native:
     name = "native"
 
     def supports(self, job: Pass, x: Array) -> str | None:
-        if not _native.isa():
-            return f"no kernels for this CPU or ANYPOOL_ISA; built: {', '.join(_native.isa_built())}"
-        if len(job.axes) > 3:
-            return f"more than 3 pooled axes ({len(job.axes)})"
-        if job.merge not in _MERGES or job.lift not in _LIFTS or job.finish not in _FINISHES:
-            return f"no kernel for {job.lift}+{job.merge}+{job.finish}"
-        if not x.dtype.isnative:
-            return f"byte order of {x.dtype}"
-        if not x.flags.aligned or any(s % x.itemsize for s in x.strides):
+        flags = x.flags
+        if not flags.aligned or (not flags.c_contiguous and any(s % x.itemsize for s in x.strides)):
             return "elements that are not aligned"
-        if x.ndim - len(job.axes) > _MAX_OUTER:
-            return f"more than {_MAX_OUTER} axes that are not pooled"
-        return None
+        try:
+            reason: str | None = job.compiled["supports"]
+        except KeyError:
+            reason = job.compiled["supports"] = _reason_against(job, x)
+        return reason
 
     def describe(self, job: Pass, x: Array) -> dict[str, Any]:
         recipe = _recipe(job, x, np.empty_like(x, job.result, shape=job.shape(x.shape)), None, None, None)
@@ -72,20 +67,35 @@ class Native:
 
     def run(self, job: Pass, x: Array, out: Array, codes: Array | None = None, aux: Array | None = None,
             post: Array | None = None) -> None:  # fmt: skip
-        arrays = (x, out, codes, aux, post)
-        recipe = _recipe(job, *arrays)
-        recipe.run(*(0 if a is None else a.__array_interface__["data"][0] for a in arrays))
+        _recipe(job, x, out, codes, aux, post).run(x, out, codes, aux, post)
 
     def select_backward(self, job: Pass, grad: Array, codes: Array, out: Array) -> None:
-        recipe = _recipe(job, grad, out, codes, None, None, backward=True)
-        recipe.run(*(a.__array_interface__["data"][0] for a in (grad, out, codes)))
+        _recipe(job, grad, out, codes, None, None, backward=True).run(grad, out, codes)
 
 
 BACKEND = Native()
 
 
+def _reason_against(job: Pass, x: Array) -> str | None:
+    """Return why no array of this shape and dtype can be pooled here, or None."""
+    if not _native.isa():
+        return f"no kernels for this CPU or ANYPOOL_ISA; built: {', '.join(_native.isa_built())}"
+    if len(job.axes) > 3:
+        return f"more than 3 pooled axes ({len(job.axes)})"
+    if job.merge not in _MERGES or job.lift not in _LIFTS or job.finish not in _FINISHES:
+        return f"no kernel for {job.lift}+{job.merge}+{job.finish}"
+    if not x.dtype.isnative:
+        return f"byte order of {x.dtype}"
+    if x.ndim - len(job.axes) > _MAX_OUTER:
+        return f"more than {_MAX_OUTER} axes that are not pooled"
+    return None
+
+
 def check_environment() -> None:
     """Refuse settings that would be ignored."""
+    probe = np.zeros(3, np.uint8)[1:]
+    if _native.data_pointer(probe) != probe.__array_interface__["data"][0]:
+        raise ImportError("this NumPy lays out its arrays as no NumPy did that anypool knows; please report it")
     level = os.environ.get("ANYPOOL_ISA", "")
     if level and level not in _native.isa_built():
         raise ValueError(f"ANYPOOL_ISA must be one of {', '.join(_native.isa_built())}, got {level!r}")
@@ -108,20 +118,16 @@ def info() -> dict[str, Any]:
 
 def _recipe(job: Pass, x: Array, y: Array, codes: Array | None, aux: Array | None, post: Array | None, *,
             backward: bool = False) -> _native.Recipe:  # fmt: skip
-    arrays = (x, y, codes, aux, post)
-    key = (
-        x.shape,
-        x.dtype,
-        y.dtype,
-        None if aux is None else aux.dtype,
-        backward,
-        *(None if a is None else a.strides for a in arrays),
-    )
-    recipe = job.compiled.get(key)
+    # A pass is for one shape and dtype; strides are what is left, and for plain poolings those of two arrays.
+    key: Any = (x.strides, y.strides)
+    if codes is not None or aux is not None or backward:
+        others = (None if a is None else (a.strides, a.dtype) for a in (codes, aux, post))
+        key = (*key, backward, *others)
+    recipe: _native.Recipe | None = job.compiled.get(key)
     if recipe is None:
         if len(job.compiled) >= 64:  # arrays of ever new strides; what was compiled for the others is cheap to redo
             job.compiled.clear()
-        recipe = job.compiled[key] = _compile(job, *arrays, backward=backward)
+        recipe = job.compiled[key] = _compile(job, x, y, codes, aux, post, backward=backward)
     return recipe
 
 
