@@ -14,8 +14,7 @@ const Kernel& kernel_of(const Plan& p) {
       case DType::f32: return kKernel<Sum<float>>;
       case DType::f64: return kKernel<Sum<double>>;
       case DType::i32: return kKernel<Sum<int32_t>>;
-      case DType::u64: return kKernel<Sum<uint64_t>>;
-      default: return kKernel<Sum<int64_t>>;
+      default: return kKernel<Sum<uint64_t>>;  // signed ones too: they wrap around alike, and defined
     }
   }
 #define ANYPOOL_CODED(T, I) return max ? kKernel<SelectCoded<T, I, true>> : kKernel<SelectCoded<T, I, false>>

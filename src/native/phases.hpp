@@ -16,7 +16,8 @@ void split_in_two(T* even, T* odd, const T* in, i64 n) {
     store(even + i / 2, Unzip<T, L>::even(a, b));
     store(odd + i / 2, Unzip<T, L>::odd(a, b));
   }
-  for (; i < n; ++i) (i & 1 ? odd : even)[i / 2] = in[i];
+  for (; i + 1 < n; i += 2) even[i / 2] = in[i], odd[i / 2] = in[i + 1];
+  if (i < n) even[i / 2] = in[i];
 }
 template <class T>
 void split_phases(T* out, i64 phase_pitch, const T* in, i64 n, i64 s, T* spare) {
