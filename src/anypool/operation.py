@@ -75,6 +75,11 @@ def as_array(x: Any) -> Array:
     )
 
 
+def regular(a: Array) -> bool:
+    """Return whether elements lie where a processor wants them: native, aligned, whole elements apart."""
+    return a.dtype.isnative and a.flags.aligned and not any(s % a.itemsize for s in a.strides)
+
+
 # ---- resolving -------------------------------------------------------------------------------------------------------
 
 _problems: dict[Hashable, Problem] = {}
@@ -218,6 +223,10 @@ def _output(problem: Problem, x: Array, out: Array | None) -> Array:
         )
     if not out.flags.writeable:
         raise ValueError(f"out must be writeable (x: {x.shape})")
+    if not regular(out):
+        raise ValueError(
+            f"out must be aligned, its strides multiples of {out.itemsize}, got {out.strides} (x: {x.shape})"
+        )
     if out.size and (any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)) or _overlap(x, out)):
         raise ValueError(f"out must not overlap x or itself (x: {x.shape})")
     return np.expand_dims(out, problem.squeeze) if problem.squeeze else out
@@ -321,10 +330,11 @@ def _sum_gradient(problem: Problem, x: Array, y: Array) -> Callable[[Array], Arr
         codes=None,
     )
     shape, order = x.shape, axis_order(x.strides)
+    result = x.dtype.newbyteorder("=")
 
     aux = post = None
     if through:  # x and y take part; y before it was rounded to a half, which would weigh on every weight
-        aux, post = np.expand_dims(y, problem.squeeze) if problem.squeeze else y, x
+        aux, post = np.expand_dims(y, problem.squeeze) if problem.squeeze else y, x if regular(x) else x.astype(result)
         if y.dtype.itemsize < 4:
             exact = _with(forward, result=forward.accumulator)
             aux = np.empty_like(x, exact.result, shape=exact.shape(shape), subok=False)

@@ -226,7 +226,7 @@ def dtypes(reduction: Reduction, x: np.dtype[Any], wanted: Any, where: str) -> t
         result = x
     if wanted is not None:
         try:
-            wanted = np.dtype(wanted)
+            wanted = np.dtype(wanted).newbyteorder("=")
         except TypeError as error:
             raise TypeError(f"dtype must be a NumPy dtype, got {wanted!r} ({where})") from error
         if not (is_float(wanted) or wanted.kind in "biu"):

@@ -20,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 DivisorRule = Literal["window", "valid"]
 
 _LARGEST = 2**62  # positions and sizes stay below it, so that sums of two never overflow 64 bits
+_REACH = 2**40  # a window with its padding: products with sizes of rows stay far from overflow
 
 
 @dataclass(frozen=True)
@@ -267,8 +268,10 @@ def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding:
     axes = []
     for i, (n, k, s, d, p) in enumerate(zip(sizes, kernel, strides, dilations, pads, strict=True)):
         reach = d * (k - 1) + 1
-        if max(n + sum(p), reach + s) >= _LARGEST:
-            raise _error(f"kernel_size[{i}]", "and dilation must span less than 2**62 elements", (k, d), where)
+        if max(sum(p), reach, s) >= _REACH:
+            raise _error(
+                f"kernel_size[{i}]", "with dilation, stride and padding must span less than 2**40 elements", k, where
+            )
         out = output_size(n, k, s, d, p, bool(ceil_mode))
         if n < 1 or out < 1:
             raise _error(

@@ -32,7 +32,8 @@ bool cpu_runs(const std::string& level) {
            __builtin_cpu_supports("avx512vl") && cpu_runs("x86_64_v3");
   if (level == "x86_64_v3")
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-           __builtin_cpu_supports("fma") && cpu_runs("x86_64_v2");
+           __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt") &&
+           cpu_runs("x86_64_v2");
   if (level == "x86_64_v2") return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
 #endif
   return level == "baseline";

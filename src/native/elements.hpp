@@ -122,10 +122,7 @@ ANYPOOL_INLINE auto with_type(DType t, F&& f) {
 
 template <class T>
 constexpr bool kIsHalf = kSame<T, f16> || kSame<T, bf16>;
-template <class T>  // the types in which kernels add and compare
-constexpr bool kIsAccumulator = kIsFloat<T> || kSame<T, int32_t> || kSame<T, int64_t> || kSame<T, uint64_t>;
-
-// Every element type to and from every accumulator type, and to itself; integers do not turn into halves directly.
+// From every element type to every other; but integers turn into halves, and halves into integers, by way of a float.
 inline Convert converter(DType from, DType to) {
   return with_type(from, [to](auto from_tag) {
     return with_type(to, [](auto to_tag) -> Convert {
@@ -137,10 +134,8 @@ inline Convert converter(DType from, DType to) {
         return nullptr;
       else if constexpr (kIsHalf<Src> && !kIsFloat<Dst>)
         return nullptr;
-      else if constexpr (kIsAccumulator<Src> || kIsAccumulator<Dst>)
-        return convert_row<Src, Dst>;
       else
-        return nullptr;
+        return convert_row<Src, Dst>;
     });
   });
 }

@@ -39,6 +39,9 @@ class HorizontalMerge {
   static Way way_of(const Plan& p) {
     const Axis& w = p.axis[2];
     if (w.kind == AxisKind::transposed) return p.inner == 1 && w.dilation == 1 ? Way::transposed : Way::each;
+    // A line that is mostly padding: only the columns that exist are worth their memory.
+    if ((w.kernel - 1) * w.dilation > 2 * w.n_in + kBlock)
+      return w.kernel > 4 * kBlock && w.dilation == 1 ? Way::blocks : Way::each;
     if (doubles(w)) return Way::doubling;
     const bool each = w.kind == AxisKind::table || (p.inner == 1 && (w.n_out < 4 || w.stride > 8));
     if (each) return w.kernel > 4 * kBlock ? Way::blocks : Way::each;
@@ -53,6 +56,7 @@ class HorizontalMerge {
       case Way::transposed: return n / w.stride + w.kernel / w.stride + 4;
       default: break;
     }
+    if (w.kind == AxisKind::sliding && way_of(p) == Way::each) return lower((n - 1) * w.stride + reach, w.n_in);
     if (w.kind == AxisKind::sliding) return (n - 1) * w.stride + reach;
     i64 most = 1;
     for (i64 o = 0; o < w.n_out; o += p.tile_w) {
@@ -94,7 +98,7 @@ class HorizontalMerge {
   void place(Tile& t) {
     if (way_ == Way::blocks) return;
     if (way_ == Way::transposed) return place_transposed(t);
-    if (w_.kind != AxisKind::sliding) {
+    if (way_ == Way::each) {
       seen_columns(w_, t);
       padded_ = false;
       return;
@@ -223,9 +227,9 @@ class HorizontalMerge {
 
   void merge_blocks(Row dst, const Window& v, i64 lo, i64 n, i64 oh, VerticalMerge& vertical, Tile& t,
                     const Buffers& buffers, int depth) {
+    if (lo + n <= v.lo || lo >= v.hi) return k_.identity(dst, 0, t.cb);
     if (n <= kBlock) {
       const i64 first = higher(lo, v.lo), last = lower(lo + n, v.hi);
-      if (first >= last) return k_.identity(dst, 0, t.cb);
       t.w_lo = t.base = v.at(first), t.w_hi = v.at(last - 1) + 1;
       vertical.place(buffers);
       vertical.merge({line_, t.cb}, oh);

@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -92,23 +93,29 @@ struct Job {
   void* context;
   std::atomic<int> next{0};
   std::atomic<int> running{0};
+  std::atomic<bool> failed{false};
 };
 
-void run_parts(Job& job) {
-  for (int part; (part = job.next.fetch_add(1)) < job.parts;)
+// Work throws only for want of memory. That must reach the caller, and neither end a thread nor cross a C interface.
+void run_part(Job& job, int part) noexcept {
+  try {
     job.work(job.context, job.n * part / job.parts, job.n * (part + 1) / job.parts, part);
+  } catch (...) {
+    job.failed = true;
+  }
+}
+void run_parts(Job& job) {
+  for (int part; (part = job.next.fetch_add(1)) < job.parts;) run_part(job, part);
 }
 
 // Threads start with the first large call and wait for the next one. One job at a time: a caller that finds the pool
 // busy does its work alone, which is right when many threads call at once.
 class Pool {
  public:
-  void run(int64_t n, int threads, Work work, void* context) {
-    Job job;
-    job.n = n, job.parts = threads, job.work = work, job.context = context;
+  void run(Job& job) {
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (!turn.owns_lock()) return run_parts(job);
-    grow(threads - 1);
+    grow(job.parts - 1);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = &job;
@@ -170,13 +177,6 @@ Pool& own_pool() {
   return *p;
 }
 
-struct TorchJob {
-  int64_t n;
-  int parts;
-  Work work;
-  void* context;
-};
-
 }  // namespace
 
 int thread_count() {
@@ -192,17 +192,14 @@ const char* thread_pool_name() { return torch().parallel_for ? "pytorch" : "anyp
 void parallel_ranges(int64_t n, int threads, Work work, void* context) {
   threads = static_cast<int>(std::min<int64_t>(threads, n));
   if (threads <= 1) return work(context, 0, n, 0);
+  Job job;
+  job.n = n, job.parts = threads, job.work = work, job.context = context;
   const Torch& t = torch();
-  if (t.parallel_for) {
-    TorchJob job{n, threads, work, context};
-    const auto body = [](int64_t begin, int64_t end, void* p) {
-      const TorchJob& j = *static_cast<TorchJob*>(p);
-      for (int64_t part = begin; part < end; ++part)
-        j.work(j.context, j.n * part / j.parts, j.n * (part + 1) / j.parts, static_cast<int>(part));
-    };
-    if (t.parallel_for(0, threads, 1, body, &job) == 0) return;
-  }
-  own_pool().run(n, threads, work, context);
+  const auto body = [](int64_t begin, int64_t end, void* p) {
+    for (int64_t part = begin; part < end; ++part) run_part(*static_cast<Job*>(p), static_cast<int>(part));
+  };
+  if (!t.parallel_for || t.parallel_for(0, threads, 1, body, &job) != 0) own_pool().run(job);
+  if (job.failed) throw std::bad_alloc();
 }
 
 }  // namespace anypool

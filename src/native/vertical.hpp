@@ -94,7 +94,9 @@ class VerticalMerge {
   // The line where it lies, if there is nothing to merge.
   bool in_place(i64 oh, Source& line) {
     if (!rows_.direct() || p_.axis[0].kernel != 1 || p_.axis[1].kernel != 1 || rows_.shape().rows != 1) return false;
-    rows_.row(wd_.start, window_of(p_.axis[1], oh).start, 0, line);
+    const Window wh = window_of(p_.axis[1], oh);
+    if (wh.lo == wh.hi || wd_.lo == wd_.hi) return false;  // an input that no window saw, in an adjoint
+    rows_.row(wd_.start, wh.start, 0, line);
     return true;
   }
 
@@ -127,7 +129,7 @@ class VerticalMerge {
   void doubled_row(int level, i64 h, Source& out) {
     const Axis& a = p_.axis[1];
     if (level == 0) {
-      out.a = nullptr;
+      set(out, nullptr, nullptr, 0, 0);
       if (h >= 0 && h < a.n_in) plane_row(h, out);
       return;
     }

@@ -113,13 +113,18 @@ def _reduce_axis(job: Pass, windows: Axis, axis: int, state: State, empty: tuple
             parts[-1] = parts[-1] + (t if offsets else places.reshape(column.shape)) * unit
         return tuple(np.where(column, part, none) for part, none in zip(parts, empty, strict=True))
 
-    def tree(outputs: Array, first: int, n: int) -> State:
-        """Merge n taps: the largest power of two below n, then the others."""
+    def tree(outputs: Array, first: int, n: int) -> State | None:
+        """Merge n taps: the largest power of two below n, then the others; None where all lie in the padding."""
+        if first + n <= lo[outputs].min() or first >= hi[outputs].max():
+            return None
         if n == 1:
             return tap(outputs, first)
         half = 1 << (n - 1).bit_length() - 1
+        left, right = tree(outputs, first, half), tree(outputs, first + half, n - half)
+        if left is None or right is None:
+            return left or right
         with np.errstate(all="ignore"):
-            return merge(tree(outputs, first, half), tree(outputs, first + half, n - half))
+            return merge(left, right)
 
     shape = list(state[0].shape)
     shape[axis] = windows.n_out
@@ -127,8 +132,8 @@ def _reduce_axis(job: Pass, windows: Axis, axis: int, state: State, empty: tuple
     for n in np.unique(taps):  # windows of different lengths are merged in trees of their own
         outputs = np.flatnonzero(taps == n)
         where = (slice(None),) * axis + (outputs,)
-        merged = tree(outputs, 0, int(n)) if n else empty
-        for part, values in zip(result, merged, strict=True):
+        merged = tree(outputs, 0, int(n)) if n else None
+        for part, values in zip(result, empty if merged is None else merged, strict=True):
             part[where] = values
     return result
 

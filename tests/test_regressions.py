@@ -1,0 +1,105 @@
+"""Defects that a review found, one test each, so that they stay away."""
+
+from __future__ import annotations
+
+import anypool as ap
+import numpy as np
+import pytest
+from anypool import backends
+
+
+def gradient(x, *args, **kwargs):
+    y, pullback = ap.vjp(ap.pool, x, *args, **kwargs)
+    return pullback(np.arange(1, y.size + 1, dtype=y.dtype).reshape(y.shape))
+
+
+@pytest.mark.parametrize("stride", [(2, 1), (3, 2), (1, 3)])
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (1, 1, 9, 200)])
+def test_inputs_that_no_window_saw_have_gradient_zero(shape, stride, backend):
+    grad = gradient(np.ones(shape, np.float32), "sum", (1, 1), axes=(-2, -1), stride=stride)
+    seen = np.zeros(shape, bool)
+    seen[..., :: stride[0], :: stride[1]] = True
+    assert (grad[~seen] == 0).all()
+    assert grad[seen].tolist() == list(range(1, int(seen.sum()) + 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("uint8", "uint16"), ("uint8", "uint32"), ("int8", "int16"), ("bool", "int8"), ("uint16", "uint32")],
+)
+def test_a_maximum_in_a_wider_integer(given, wanted, backend):
+    x = (np.arange(150).reshape(3, 50) % 2).astype(given)
+    y = ap.pool(x, "max", 2, axes=1, dtype=wanted)
+    assert y.dtype == wanted
+    assert (y == 1).all()
+
+
+def test_a_result_asked_for_in_the_other_byte_order_is_native():
+    x = np.linspace(0, 1, 50, dtype=np.float32)
+    assert ap.pool(x, "max", 2, dtype=">f4").tolist() == ap.pool(x, "max", 2).tolist()
+
+
+@pytest.mark.parametrize("reduction", ["lp", "logsumexp"])
+def test_gradients_of_input_that_is_swapped_or_packed(reduction):
+    x = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+    packed = np.zeros(x.shape, [("a", "u1"), ("b", "f4")])
+    packed["b"] = x
+    expected = gradient(x, reduction, 2, axes=1)
+    np.testing.assert_allclose(gradient(x.astype(">f4"), reduction, 2, axes=1), expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient(packed["b"], reduction, 2, axes=1), expected, rtol=1e-5)
+
+
+def test_out_in_a_packed_record_is_refused():
+    out = np.zeros((2, 4), [("a", "u1"), ("b", "f4")])
+    with pytest.raises(ValueError, match="out must be aligned"):
+        ap.pool(np.ones((2, 8), np.float32), "sum", 2, axes=1, out=out["b"])
+    assert not out["a"].any()
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"kernel_size": (3, 1), "dilation": (2**56, 1), "padding": (2**56, 0)},
+        {"kernel_size": (2**56, 1), "padding": (2**55, 0)},
+        {"kernel_size": (1, 2**62 - 64), "padding": (0, 2**62 - 66)},
+    ],
+)
+def test_windows_beyond_all_measure_are_refused(kwargs, backend):
+    with pytest.raises(ValueError, match=r"kernel_size\[\d\] .*2\*\*40"):
+        ap.pool(np.ones((8, 8), np.float16), "max", stride=1, **kwargs)
+
+
+def test_memory_follows_the_data_and_not_the_padding():
+    resource = pytest.importorskip("resource", reason="this system does not tell its memory")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    y = ap.pool(np.ones((4, 200), np.float16), "max", 3, axes=1, stride=1, dilation=2**26, padding=2**26)
+    assert (y == 1).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # kilobytes
+
+
+def test_a_window_of_a_thousand_million_taps_is_quick():
+    x = np.arange(50.0)
+    assert ap.pool(x, "sum", 2**30, stride=2**29, padding=2**30 - 1).tolist() == [0.0, 1225.0, 1225.0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_sums_of_negative_zeros_stay_negative(dtype, backend):
+    x = np.full((1, 1, 9, 60), -0.0, dtype)
+    y = ap.pool(x, "sum", (3, 3), axes=(2, 3), stride=2, padding=1)
+    assert np.signbit(y).all()
+
+
+def test_logsumexp_of_an_infinity_beside_a_large_number(backend):
+    assert ap.pool(np.array([0, np.inf, 3e4]), "logsumexp", 3).tolist() == [np.inf]
+
+
+def test_gradients_in_halves_use_the_exact_result(backend):
+    x = np.array([1000.2, 1000.9, 1001, 999], np.float16)
+    y, pullback = ap.vjp(ap.pool, x, "logsumexp", 4)
+    assert abs(float(pullback(np.ones_like(y)).sum(dtype=np.float64)) - 1) < 2e-3
+
+
+def test_the_fastest_way_is_told():
+    explained = str(ap.explain(ap.max_pool2d, np.zeros((1, 1, 64, 64), np.float32), 3, 2, 1))
+    with backends.use("native"):
+        assert "fused rows" in explained
