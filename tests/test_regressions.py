@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import anypool as ap
 import numpy as np
 import pytest
+
+import anypool as ap
 from anypool import backends
 
 

@@ -121,39 +121,57 @@ void merge_split(Row even, Row odd, const Source* sources, int n, i64 width) {
   }
 }
 
-// One vector of columns of n rows, `step` bytes apart: the tree with its open branches in registers, like a binary
-// counter. Many rows are read once and nothing is written but the result.
-template <class Op, int L>
-ANYPOOL_INLINE typename Op::template State<L> merge_tall(const char* a, i64 step, i64 add, i64 unit, i64 n, i64 i) {
+// C vectors of columns of n rows, `step` bytes apart: the tree with its open branches like the digits of a binary counter.
+// Many rows are read once, in the order in which they lie, and nothing is written but the result.
+template <class Op, int L, int C>
+ANYPOOL_INLINE void merge_tall(const Row& dst, const Source& first, i64 step, i64 unit, i64 n, i64 from, i64 width) {
   using State = typename Op::template State<L>;
-  const auto row = [&](i64 t) { return Op::template get<L>(a + t * step, nullptr, add + t * unit, i); };
-  State open[40];
+  i64 at[C];
+  for (int c = 0; c < C; ++c) at[c] = from + (c + 1) * L <= width ? from + c * L : width - L;
+  const auto row = [&](i64 t, int c) {
+    return Op::template get<L>(first.a + t * step, nullptr, first.add + t * unit, at[c]);
+  };
+  State open[40][C], sum[C];
   int depth = 0;
   i64 t = 0;
   for (i64 block = 0; t + 4 <= n; t += 4, ++block) {
-    State s =
-        Op::template merge<L>(Op::template merge<L>(row(t), row(t + 1)), Op::template merge<L>(row(t + 2), row(t + 3)));
-    for (i64 carry = block; carry & 1; carry >>= 1) s = Op::template merge<L>(open[--depth], s);
-    open[depth++] = s;
+    State s[C];
+    for (int c = 0; c < C; ++c)
+      s[c] = Op::template merge<L>(Op::template merge<L>(row(t, c), row(t + 1, c)),
+                                   Op::template merge<L>(row(t + 2, c), row(t + 3, c)));
+    for (i64 carry = block; carry & 1; carry >>= 1) {
+      --depth;
+      for (int c = 0; c < C; ++c) s[c] = Op::template merge<L>(open[depth][c], s[c]);
+    }
+    for (int c = 0; c < C; ++c) open[depth][c] = s[c];
+    ++depth;
   }
-  State sum;
-  bool some = true;
-  switch (n - t) {
-    case 3: sum = Op::template merge<L>(Op::template merge<L>(row(t), row(t + 1)), row(t + 2)); break;
-    case 2: sum = Op::template merge<L>(row(t), row(t + 1)); break;
-    case 1: sum = row(t); break;
-    default: some = false;
+  const i64 rest = n - t;
+  for (int c = 0; c < C; ++c) {
+    int d = depth;
+    if (rest == 0) {
+      sum[c] = open[--d][c];
+    } else {
+      sum[c] = row(t, c);
+      if (rest > 1) sum[c] = Op::template merge<L>(sum[c], row(t + 1, c));
+      if (rest > 2) sum[c] = Op::template merge<L>(sum[c], row(t + 2, c));
+    }
+    while (d > 0) sum[c] = Op::template merge<L>(open[--d][c], sum[c]);
+    Op::template put<L>(dst, at[c], sum[c]);
   }
-  if (!some) sum = open[--depth];
-  for (int d = depth - 1; d >= 0; --d) sum = Op::template merge<L>(open[d], sum);
-  return sum;
 }
 template <class Op, int L>
 void tall_span(const Row& dst, const Source& first, i64 step, i64 unit, i64 n, i64 width) {
   if (width >= L) {
-    for (i64 i = 0; i < width; i += L) {
-      const i64 at = i + L <= width ? i : width - L;
-      Op::template put<L>(dst, at, merge_tall<Op, L>(first.a, step, first.add, unit, n, at));
+    for (i64 i = 0; i < width;) {
+      const i64 left = (width - i + L - 1) / L;
+      if (left >= 4) {
+        merge_tall<Op, L, 4>(dst, first, step, unit, n, i, width);
+        i += 4 * L;
+      } else {
+        merge_tall<Op, L, 1>(dst, first, step, unit, n, i, width);
+        i += L;
+      }
     }
   } else if constexpr (L > 1) {
     tall_span<Op, L / 2>(dst, first, step, unit, n, width);
