@@ -160,5 +160,5 @@ def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Explan
         backend=backend.name,
         bytes_moved=moved,
         notes=tuple(notes),
-        **{k: v for k, v in backend.describe(job, array).items() if k in ("kernel", "isa", "threads")},
+        **backend.describe(job, array),
     )

@@ -330,11 +330,10 @@ def _sum_gradient(problem: Problem, x: Array, y: Array) -> Callable[[Array], Arr
         codes=None,
     )
     shape, order = x.shape, axis_order(x.strides)
-    result = x.dtype.newbyteorder("=")
-
     aux = post = None
     if through:  # x and y take part; y before it was rounded to a half, which would weigh on every weight
-        aux, post = np.expand_dims(y, problem.squeeze) if problem.squeeze else y, x if regular(x) else x.astype(result)
+        aux = np.expand_dims(y, problem.squeeze) if problem.squeeze else y
+        post = x if regular(x) else x.astype(job.result)
         if y.dtype.itemsize < 4:
             exact = _with(forward, result=forward.accumulator)
             aux = np.empty_like(x, exact.result, shape=exact.shape(shape), subok=False)

@@ -82,7 +82,7 @@ class Backend(Protocol):
         """Write into ``out`` the gradient of a max or min: each input gathers what the windows it won give."""
 
     def describe(self, job: Pass, x: Array) -> dict[str, Any]:
-        """Return what would run: kernel, isa, threads, bytes."""
+        """Return what would run: kernel, isa, threads."""
 
 
 @functools.cache

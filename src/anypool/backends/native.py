@@ -62,7 +62,6 @@ class Native:
             "kernel": f"{job.lift}+{job.merge}+{job.finish}, {job.accumulator} states, {recipe.way}",
             "isa": _native.isa(),
             "threads": recipe.threads,
-            "scratch_bytes": recipe.scratch,
         }
 
     def run(self, job: Pass, x: Array, out: Array, codes: Array | None = None, aux: Array | None = None,
