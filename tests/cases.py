@@ -1,7 +1,7 @@
-"""The case table of tests and benchmarks: arrays, window arguments, dtypes, benchmark rows.
+"""The case table of the tests: arrays, window arguments, dtypes. What is measured stands in benchmarks/rows.py.
 
 Every entry says why it is there. Importing this needs NumPy only; the hypothesis strategies
-drawn from the same tables are in strategies.py, so that benchmarks do not need hypothesis.
+drawn from the same tables are in strategies.py.
 """
 
 from __future__ import annotations
@@ -327,68 +327,3 @@ CORE_WINDOWS = tuple(
 )
 
 NORM_TYPES = (1, 2, 3, 2.5, float("inf"))
-
-
-# -------------------------------------------------------------------------------- benchmarks
-
-
-@dataclass(frozen=True)
-class Row:
-    """One benchmark: `getattr(anypool, function)(x, **kwargs)`, x of `shape` channels first."""
-
-    name: str
-    shape: tuple[int, ...]
-    function: str
-    kwargs: dict[str, Any]
-    dtype: str = "float32"
-    backward: bool = False
-
-
-BENCHMARKS = (
-    Row("max 3×3 s2 p1", (8, 64, 112, 112), "max_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1}),
-    Row("max 2×2 s2", (8, 64, 224, 224), "max_pool2d", {"kernel_size": 2}),
-    Row("avg 2×2 s2", (8, 64, 224, 224), "avg_pool2d", {"kernel_size": 2}),
-    Row("avg 3×3 s1 p1", (8, 256, 35, 35), "avg_pool2d", {"kernel_size": 3, "stride": 1, "padding": 1}),
-    Row("max 5×5 s1 p2", (8, 256, 20, 20), "max_pool2d", {"kernel_size": 5, "stride": 1, "padding": 2}),
-    Row("max 13×13 s1 p6", (8, 256, 20, 20), "max_pool2d", {"kernel_size": 13, "stride": 1, "padding": 6}),
-    Row("global avg", (8, 512, 56, 56), "global_avg_pool", {}),
-    Row("global max", (8, 512, 56, 56), "global_max_pool", {}),
-    Row("max 2×2×2", (2, 32, 32, 64, 64), "max_pool3d", {"kernel_size": 2}),
-    Row("max 3×3×3 s2 p1", (2, 32, 32, 64, 64), "max_pool3d", {"kernel_size": 3, "stride": 2, "padding": 1}),
-    Row("avg 2×2×2", (2, 32, 32, 64, 64), "avg_pool3d", {"kernel_size": 2}),
-    Row("max 2 s2 (1-D)", (32, 128, 16000), "max_pool1d", {"kernel_size": 2}),
-    Row("avg 4 s4 (1-D)", (32, 128, 16000), "avg_pool1d", {"kernel_size": 4}),
-)
-
-BACKWARD_BENCHMARKS = (
-    Row(
-        "max 3×3 s2 p1, forward+backward",
-        (8, 64, 112, 112),
-        "max_pool2d",
-        {"kernel_size": 3, "stride": 2, "padding": 1},
-        backward=True,
-    ),
-    Row(
-        "avg 3×3 s2 p1, forward+backward",
-        (8, 64, 112, 112),
-        "avg_pool2d",
-        {"kernel_size": 3, "stride": 2, "padding": 1},
-        backward=True,
-    ),
-)
-
-# Whole pictures and signals: no batch, no channels.
-IMAGE_BENCHMARKS = (
-    Row("mean 2×2, uint8 image", (4096, 4096), "pool", {"reduction": "mean", "kernel_size": 2}, "uint8"),
-    Row("max 2×2, uint8 image", (4096, 4096), "pool", {"reduction": "max", "kernel_size": 2}, "uint8"),
-    Row(
-        "max 3×3 s1, uint8 image",
-        (4096, 4096),
-        "pool",
-        {"reduction": "max", "kernel_size": 3, "stride": 1, "padding": 1},
-        "uint8",
-    ),
-    Row("mean 2×2×2, uint8 volume", (128, 512, 512), "pool", {"reduction": "mean", "kernel_size": 2}, "uint8"),
-    Row("mean 2×2, float32 image", (4096, 4096), "pool", {"reduction": "mean", "kernel_size": 2}),
-    Row("max 50 s1, float32 signals", (128, 160000), "pool", {"reduction": "max", "kernel_size": (50,), "stride": 1}),
-)
