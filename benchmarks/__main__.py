@@ -24,7 +24,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="only families or rows whose name contains this")
     parser.add_argument("--size", choices=[LARGER, CACHED, "both"], default="both")
     parser.add_argument("--peers", nargs="*", choices=[*PEERS], help="only these; default: all that are installed")
-    parser.add_argument("--seconds", type=float, help="for each row and size; default 2, quick 0.6")
+    parser.add_argument("--seconds", type=float, help="for each row and size; default 2, quick 1")
     return parser.parse_args()
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     began = time.perf_counter()
     wanted = options.peers if options.peers is not None else QUICK_PEERS if options.quick else PEERS
     names = [name for name in wanted if PEERS[name].version()]
-    seconds = options.seconds or (0.6 if options.quick else 2.0)
+    seconds = options.seconds or (1.0 if options.quick else 2.0)
     sizes = [LARGER, CACHED] if options.size == "both" else [options.size]
     families = (Family("Quick", QUICK),) if options.quick else FAMILIES
     report = Report()

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from benchmarks import ours
 from benchmarks.measure import Run, interleaved, quiet, threads
-from benchmarks.peers import torch
+from benchmarks.peers.pytorch import torch
 from benchmarks.rows import SMALL, Row
 from benchmarks.table import CACHED, prepared, sized
 

@@ -17,7 +17,8 @@ Run = Callable[[], object]
 WARM = 0.02
 # A run as long as this notices neither sleeping threads nor what the caches held: one is enough.
 SLOW = 0.25
-TURN = 5  # timed runs, back to back
+TURN = 5  # timed runs, back to back, and more of short ones: as many as fit into
+SHORT = 0.002
 
 
 def timed(run: Run) -> float:
@@ -49,18 +50,23 @@ def turn(run: Run) -> list[float]:
         return [first]
     while time.perf_counter() < end:
         run()
-    return [timed(run) for _ in range(TURN)]
+    times: list[float] = []
+    while len(times) < TURN or sum(times) < SHORT:
+        times.append(timed(run))
+    return times
 
 
 def interleaved(runs: dict[str, Run], seconds: float, least: int = 3) -> dict[str, float]:
     """Return the median time of each run in seconds, all of them taken in turn for about `seconds`."""
     times: dict[str, list[float]] = {name: [] for name in runs}
+    order = list(runs)
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < least or time.perf_counter() < end:
-        for name, run in runs.items():
+        for name in order:
             if sum(times[name]) < seconds / 4:  # one that is slow gets few turns
-                times[name] += turn(run)
+                times[name] += turn(runs[name])
+        order.append(order.pop(0))  # who comes after a peer that gave back much memory has to fetch it anew
         rounds += 1
     return {name: statistics.median(t) for name, t in times.items()}
 

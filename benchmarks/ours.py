@@ -51,7 +51,8 @@ def values(row: Row) -> Array:
     if row.order == TRANSPOSED:
         return values_of((n, c, *spatial[::-1]), row.dtype).swapaxes(-1, -2)
     if row.order == CROPPED:
-        return values_of((n, c, *(s + 16 for s in spatial)), row.dtype)[(..., *[slice(8, -8)] * row.rank)]
+        inner = (slice(None), slice(None), *[slice(8, -8)] * row.rank)
+        return values_of((n, c, *(s + 16 for s in spatial)), row.dtype)[inner]
     if row.order == STEPPED:
         return values_of((n, c, *spatial[:-1], 2 * spatial[-1]), row.dtype)[..., ::2]
     return values_of(row.shape, row.dtype, positive=positive)
@@ -63,8 +64,8 @@ def values_of(shape: tuple[int, ...], dtype: str, *, positive: bool = False) -> 
     if wanted.kind in "iu":
         return rng.integers(0, 256, shape, np.uint8).astype(wanted, copy=False)
     drawn = np.float64 if dtype == "float64" else np.float32  # float64: digits that a detour over float32 would lose
-    drawn_values = rng.standard_normal(shape, drawn)
-    return (np.abs(drawn_values) if positive else drawn_values).astype(wanted, copy=False)
+    values: Array = rng.standard_normal(shape, drawn)
+    return (np.abs(values) if positive else values).astype(wanted, copy=False)
 
 
 def call(row: Row) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -74,10 +75,13 @@ def call(row: Row) -> tuple[Callable[..., Any], dict[str, Any]]:
         return getattr(anypool, f"global_{row.reduction}_pool"), kwargs
     if row.output_size:
         return getattr(anypool, f"adaptive_{row.reduction}_pool{row.rank}d"), kwargs | {"output_size": row.output_size}
-    kwargs |= {
-        "kernel_size": row.kernel, "stride": row.stride, "padding": row.padding, "dilation": row.dilation,
-        "ceil_mode": row.ceil,
-    }  # fmt: skip
+    kwargs |= {"kernel_size": row.kernel, "stride": row.stride}
+    if row.padding:
+        kwargs["padding"] = row.padding
+    if row.dilation > 1:
+        kwargs["dilation"] = row.dilation
+    if row.ceil:
+        kwargs["ceil_mode"] = True
     if row.reduction == "logsumexp":
         return anypool.pool, kwargs | {"reduction": "logsumexp", "kernel_size": (row.kernel,) * row.rank}
     if row.reduction == "lp":

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from benchmarks import ours
 from benchmarks.measure import Run, copy_of, interleaved, last_level_cache
-from benchmarks.peers import PEERS, Prepared, pointed_at
+from benchmarks.peers import PEERS
+from benchmarks.peers.prepared import Prepared, pointed_at
 from benchmarks.rows import Row
 
 # Bytes moved, as a multiple of the last-level cache. An eighth, because a virtual machine shares the cache: of 32 MB,
@@ -54,6 +55,8 @@ class Result:
         ]
         if best:
             words.append(f"{best[1]:5.2f} × {best[0]}")
+        if "3 wide" in self.seconds:
+            words.append(f"{self.seconds['anypool'] / self.seconds['3 wide']:5.2f} × 3-wide")
         return " ".join(words + [f"[{name}: {why}]" for name, why in self.refused.items()])
 
 
@@ -108,10 +111,14 @@ def prepared(made: ours.Subject, names: Iterable[str]) -> tuple[dict[str, Prepar
 def measured(row: Row, size: str, names: Iterable[str], seconds: float, narrow: bool = False) -> Result:
     """Check that all agree, then time them in turn. `narrow` adds the 3-wide window on the same data."""
     made = ours.subject(row)
-    runs: dict[str, Run] = {"anypool": made.into, "fresh": made.fresh, "copy": copy_of(made.moved)}
+    runs: dict[str, Run] = {"anypool": made.into, "copy": copy_of(made.moved)}
+    if made.fresh is not made.into:
+        runs["fresh"] = made.fresh
     if narrow:
         three = ours.subject(dataclasses.replace(row, kernel=3, padding=min(row.padding, 1)))
         runs["3 wide"] = three.into
     peers, refused = prepared(made, names)
     runs |= {name: peer.run for name, peer in peers.items()}
-    return Result(row, size, made.moved, interleaved(runs, seconds), refused)
+    times = interleaved(runs, seconds)
+    times.setdefault("fresh", times["anypool"])
+    return Result(row, size, made.moved, times, refused)
