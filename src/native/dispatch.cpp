@@ -125,7 +125,8 @@ void Recipe::prepare() {
   p.tile_w = backward ? std::max<i64>(1, w.n_in)
                       : std::clamp<i64>((fit - std::min(fit, reach)) / step + 1, 1, std::max<i64>(1, columns));
   const bool fused = !backward && kernels->fused(p);
-  if (fused) p.tile_w = std::max<i64>(1, columns);
+  if (fused)  // no lines: whole rows, unless they are so long that they would leave the L1 cache before they are used
+    p.tile_w = std::clamp<i64>((i64(16) << 10) / bytes_of(p.in) / step, 1, std::max<i64>(1, columns));
   if (!backward && columns > p.tile_w) p.tile_w = ceil_div(columns, ceil_div(columns, p.tile_w));
 
   // Rows are cut only where there is too little else to share out; each cut merges a window's overlap twice.
@@ -140,7 +141,7 @@ void Recipe::prepare() {
   // Rows that fill few vectors: several planes at once, if they and their results fit the L2 cache.
   const i64 lane = std::max<i64>(4, acc), group = 64 / lane;
   const i64 plane = d.n_in * h.n_in * w.n_in + d.n_out * h.n_out * w.n_out;
-  const bool small = p.inner == 1 && w.n_in < 48 && group * plane * lane <= (i64(192) << 10);
+  const bool small = p.inner == 1 && w.n_in < (fused ? 16 : 48) && group * plane * lane <= (i64(192) << 10);
   if (!backward && small && p.lift < Lift::over_power && p.n_outer && p.outer[p.n_outer - 1] >= group) {
     p.group = group;
     p.tile_w = w.n_out, p.rows_block = h.n_out;

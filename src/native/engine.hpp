@@ -21,6 +21,7 @@ class Engine {
   HorizontalMerge horizontal_;
   OutputRow output_;
   FusedRows fused_;
+  bool placed_ = false;  // whether the parts know the tile; a fused kernel seldom needs them
 
  public:
   Engine(const Plan& plan, const Kernel& kernel, char* scratch)
@@ -57,22 +58,27 @@ class Engine {
       tile_.ow1 = lower(tile_.ow0 + p_.tile_w, w.n_out);
       tile_.cb = lower(p_.tile_c, p_.inner - tile_.c0);
       const i64 oh1 = lower(oh0 + p_.rows_block, h.n_out);
-      if (fused_) {
-        fused_.place(buffers);
-        output_.place(buffers, false);
-        for (i64 oh = oh0; oh < oh1; ++oh) fused_.merge(output_.row(oh), oh);
-        continue;
-      }
+      output_.place(buffers);
+      placed_ = false;
+      if (fused_)
+        fused_.run(buffers, output_.row(oh0), oh0, oh1, [&](i64 oh) { row(buffers, oh); });
+      else
+        for (i64 oh = oh0; oh < oh1; ++oh) row(buffers, oh);
+    }
+  }
+
+ private:
+  void row(const Buffers& buffers, i64 oh) {
+    if (!placed_) {
       horizontal_.place(tile_);
       vertical_.place(buffers);
-      output_.place(buffers);
-      for (i64 oh = oh0; oh < oh1; ++oh) {
-        i64 pitch;
-        const Row dst = output_.target(oh, pitch);
-        horizontal_.merge(dst, pitch, oh, vertical_, tile_, buffers);
-        output_.finish(oh);
-      }
+      output_.place_divisors();
+      placed_ = true;
     }
+    i64 pitch;
+    const Row dst = output_.target(oh, pitch);
+    horizontal_.merge(dst, pitch, oh, vertical_, tile_, buffers);
+    output_.finish(oh);
   }
 };
 

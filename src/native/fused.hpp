@@ -1,272 +1,269 @@
 // The windows that most poolings have, small and with stride 1, 2 or 4, without a line in between: rows are merged over
 // d and h in registers and, still there, over w. Results are those of the engine to the bit: the order is the same.
 #pragma once
-#include "elements.hpp"
+#include "lanes.hpp"
+#include "read_ahead.hpp"
 #include "tree.hpp"
 
 namespace anypool {
 namespace {
 
-// ---- vectors of the type that is compared or added, from and to rows of the array's own type -------------------------
+// ---- rows of outputs ---------------------------------------------------------------------------------------------------
 
-// Which lanes of a vector at column c lie inside a row of `cols`, and vectors of which only those are read or written.
-#if defined(__AVX512F__)
-template <class T, int L>
-struct Parts {
-  using Inside = uint32_t;
-  static ANYPOOL_INLINE Inside first(i64 n) { return n >= L ? (1ull << L) - 1 : (1u << n) - 1; }
-  static ANYPOOL_INLINE Inside inside(i64 c, i64 cols) {
-    if constexpr (L == 16)
-      return _mm512_cmplt_epu32_mask(
-          _mm512_add_epi32(_mm512_set1_epi32(int(c)),
-                           _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)),
-          _mm512_set1_epi32(int(cols)));
-    else
-      return _mm512_cmplt_epu64_mask(_mm512_add_epi64(_mm512_set1_epi64(c), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7)),
-                                     _mm512_set1_epi64(cols));
+constexpr int kFusedRows = 9;
+
+// `count` rows of n outputs. rows[d * KH + h] are the input rows of the first window, `cols` columns each, and step[…] is
+// how many bytes further those of the next output row lie. The first window starts at column `start`, which may be
+// negative. Output o is divided by divisor[o], or multiplied by it if it is a reciprocal, if there is one.
+struct FusedJob {
+  const char* rows[kFusedRows];
+  i64 step[kFusedRows];
+  i64 cols, start;
+  char* y;
+  i64 y_step, n, count;
+  const char* divisor;
+  bool reciprocal;
+  i64 ahead;  // how many bytes to read ahead, not beyond `limit`; 0: rows are so long that there is no need to
+  const char* limit;
+};
+// Returns whether it met a NaN in the rows that the output row before has not seen, the last ones of each plane, as many
+// as the stride on w; the outputs are worth nothing then. Sums and integers never do.
+using FusedKernel = bool (*)(const FusedJob&);
+
+// What is compared or added, free of NaNs: a plain maximum is one instruction then, which takes the left one on a tie.
+template <class T, bool IsMax>
+struct SelectNumbers : Select<T, IsMax> {
+  static constexpr bool kNoNaN = kIsFloat<T>;
+  template <int L>
+  static ANYPOOL_INLINE Vec<T, L> merged(Vec<T, L> l, Vec<T, L> r) {
+    return IsMax ? max_of_numbers(l, r) : min_of_numbers(l, r);
   }
 };
-#else
-template <class T, int L>
-struct Parts {
-  struct Inside {
-    i64 lo, hi;
-  };
-  static ANYPOOL_INLINE Inside inside(i64 c, i64 cols) { return {c < 0 ? -c : 0, cols - c < L ? cols - c : L}; }
-};
-#endif
-
-template <class T, int L>
-struct Lanes : Parts<T, L> {
-  using V = Vec<T, L>;
-  using Inside = typename Parts<T, L>::Inside;
-  static ANYPOOL_INLINE V load(const T* p) { return anypool::load<V>(p); }
-  static ANYPOOL_INLINE void store(T* p, V v) { anypool::store(p, v); }
-#if defined(__AVX512F__)
-  static ANYPOOL_INLINE V load_part(const T* p, Inside inside, V none) {
-    if constexpr (L == 16)
-      return (V)_mm512_mask_loadu_ps((__m512)none, __mmask16(inside), p);
-    else
-      return (V)_mm512_mask_loadu_pd((__m512d)none, __mmask8(inside), p);
-  }
-  static ANYPOOL_INLINE void store_part(T* p, V v, i64 n) {
-    if constexpr (L == 16)
-      _mm512_mask_storeu_ps(p, __mmask16(Parts<T, L>::first(n)), (__m512)v);
-    else
-      _mm512_mask_storeu_pd(p, __mmask8(Parts<T, L>::first(n)), (__m512d)v);
-  }
-#else
-  static V load_part(const T* p, Inside inside, V none) {
-    for (i64 i = inside.lo; i < inside.hi; ++i) none[i] = p[i];
-    return none;
-  }
-  static void store_part(T* p, V v, i64 n) {
-    for (i64 i = 0; i < n; ++i) p[i] = v[i];
-  }
-#endif
-};
-
-// The halves: floats in the registers.
-template <class H, int L>
-struct HalfLanes : Parts<float, L> {
-  using V = Vec<float, L>;
-  using Inside = typename Parts<float, L>::Inside;
-#if defined(__AVX512F__)
-  static ANYPOOL_INLINE V load_part(const H* p, Inside inside, V none) {
-    const __m256i bits = _mm256_maskz_loadu_epi16(__mmask16(inside), p);
-    return (V)_mm512_mask_mov_ps((__m512)none, __mmask16(inside), (__m512)Lanes<H, L>::wide(&bits));
-  }
-  static ANYPOOL_INLINE void store_part(H* p, V v, i64 n) {
-    __m256i bits;
-    Lanes<H, L>::store(reinterpret_cast<H*>(&bits), v);
-    _mm256_mask_storeu_epi16(p, __mmask16(Parts<float, L>::first(n)), bits);
-  }
-#else
-  static V load_part(const H* p, Inside inside, V none) {
-    for (i64 i = inside.lo; i < inside.hi; ++i) none[i] = widen(p[i]);
-    return none;
-  }
-  static void store_part(H* p, V v, i64 n) {
-    for (i64 i = 0; i < n; ++i) narrow(p[i], v[i]);
-  }
-#endif
-};
-template <int L>
-struct Lanes<bf16, L> : HalfLanes<bf16, L> {
-  static ANYPOOL_INLINE Vec<float, L> wide(const void* p) {
-    const auto bits = __builtin_convertvector(anypool::load<Vec<uint16_t, L>>(p), Vec<uint32_t, L>) << 16;
-    Vec<float, L> v;
-    __builtin_memcpy(&v, &bits, sizeof v);
-    return v;
-  }
-  static ANYPOOL_INLINE Vec<float, L> load(const bf16* p) { return wide(p); }
-  static ANYPOOL_INLINE void store(bf16* p, Vec<float, L> v) {
-    Vec<uint32_t, L> u;
-    __builtin_memcpy(&u, &v, sizeof u);
-    const Vec<uint32_t, L> rounded = (u + 0x7fffu + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40;
-    anypool::store(p, __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, Vec<uint16_t, L>));
+template <class T>
+struct SumNumbers : Sum<T> {
+  static constexpr bool kNoNaN = false;
+  template <int L>
+  static ANYPOOL_INLINE Vec<T, L> merged(Vec<T, L> l, Vec<T, L> r) {
+    return l + r;
   }
 };
-#if defined(__F16C__)
-template <int L>
-struct Lanes<f16, L> : HalfLanes<f16, L> {
-  static ANYPOOL_INLINE Vec<float, L> wide(const void* p) {
-    Vec<float, L> v;
-    for (int i = 0; i < L / 8; ++i) {
-      const __m256 part = _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p) + i));
-      __builtin_memcpy(reinterpret_cast<float*>(&v) + 8 * i, &part, sizeof part);
-    }
-    return v;
+
+// L outputs from o on, divided as the job says. Sums of bytes: in floats, to nearest, ties to even (see divide_small).
+template <int L, class V>
+ANYPOOL_INLINE V finished(V v, const FusedJob& job, i64 o) {
+  if (!job.divisor) return v;
+  if constexpr (kSame<V, Vec<uint16_t, L>>) {
+    using F = Vec<float, L>;
+    const F f = __builtin_convertvector(v, F), by = load<F>(job.divisor + o * 4);
+    return __builtin_convertvector((job.reciprocal ? f * by : f / by) + 0x1.8p23f - 0x1.8p23f, V);
+  } else {
+    const V by = load<V>(job.divisor + o * i64(sizeof(V) / L));
+    return job.reciprocal ? v * by : v / by;
   }
-  static ANYPOOL_INLINE Vec<float, L> load(const f16* p) { return wide(p); }
-  static ANYPOOL_INLINE void store(f16* p, Vec<float, L> v) {
-    for (int i = 0; i < L / 8; ++i) {
-      __m256 part;
-      __builtin_memcpy(&part, reinterpret_cast<const float*>(&v) + 8 * i, sizeof part);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + i, _mm256_cvtps_ph(part, _MM_FROUND_TO_NEAREST_INT));
-    }
-  }
-};
-#endif
+}
 
-template <class V, int J, int L>
-struct Slide {  // lanes J, J + 1 … of two adjacent vectors
-  template <int... I>
-  static ANYPOOL_INLINE V run(V a, V b, Indices<I...>) {
-    return __builtin_shufflevector(a, b, (I + J)...);
-  }
-  static ANYPOOL_INLINE V run(V a, V b) { return run(a, b, typename MakeIndices<L>::type{}); }
-};
-
-// ---- one output row ----------------------------------------------------------------------------------------------------
-
-// rows[d * KH + h]: the input rows of the window, `cols` columns each. The first window starts at column `start`, which
-// may be negative. n outputs; output o is divided by divisor[o], or multiplied by it if it is a reciprocal, if there is one.
-using FusedRow = void (*)(const void* const* rows, i64 cols, i64 start, void* y, i64 n, const void* divisor,
-                          bool reciprocal);
-
-template <class T, class Op, int KD, int KH, int KW, int S>
+template <class T, class Op, int KD, int KH, int KW, int S, int DW = 1>
 class Fused {
-  static constexpr int L = kLanes<typename Op::A>;
   using A = typename Op::A;
+  static constexpr int L = kLanes<A>;
   using V = Vec<A, L>;
-  using State = typename Op::template State<L>;
-  using Inside = typename Lanes<T, L>::Inside;
+  using Memory = Lanes<T, A, L>;
+  const FusedJob& job_;
   const T* rows_[KD * KH];
-  const i64 cols_;
+  Part first_[S], tail_[6][S], last_;  // of the first vectors, of those at the end, of the last result
+  i64 whole_ = 0;                      // outputs before the last ones, whose columns all lie inside
+  int tails_ = 0;
+  bool starts_inside_;
+  NaNs<A, L> nan_;
 
-  static ANYPOOL_INLINE V merge(V l, V r) { return Op::template merge<L>(State{l}, State{r}).a; }
+  static ANYPOOL_INLINE V merge(V l, V r) { return Op::template merged<L>(l, r); }
+  static ANYPOOL_INLINE V none() { return splat<V>(Op::identity().a); }
 
-  // L columns of one row from column c on; what lies outside the row is absent.
-  template <bool Whole>
-  ANYPOOL_INLINE V load(const T* row, i64 c, Inside inside) const {
-    if constexpr (Whole)
-      return Lanes<T, L>::load(row + c);
-    else
-      return Lanes<T, L>::load_part(row + c, inside, splat<V>(Op::identity().a));
-  }
-  // L columns merged over the window's rows: d within h, as the engine does.
-  template <bool Whole, int H, int D, int N>
-  ANYPOOL_INLINE V over_d(i64 c, Inside inside) const {
+  // Of the rows of the window, merged: d within h, as the engine does.
+  template <int H, int D, int N>
+  static ANYPOOL_INLINE V over_d(const V* v) {
     if constexpr (N == 1) {
-      return load<Whole>(rows_[D * KH + H], c, inside);
+      return v[D * KH + H];
     } else {
       constexpr int half = N > 4 ? 4 : N > 2 ? 2 : 1;
-      return merge(over_d<Whole, H, D, half>(c, inside), over_d<Whole, H, D + half, N - half>(c, inside));
+      return merge(over_d<H, D, half>(v), over_d<H, D + half, N - half>(v));
     }
   }
-  template <bool Whole, int H, int N>
-  ANYPOOL_INLINE V over_h(i64 c, Inside inside) const {
+  template <int H, int N>
+  static ANYPOOL_INLINE V over_h(const V* v) {
     if constexpr (N == 1) {
-      return over_d<Whole, H, 0, KD>(c, inside);
+      return over_d<H, 0, KD>(v);
     } else {
       constexpr int half = N > 4 ? 4 : N > 2 ? 2 : 1;
-      return merge(over_h<Whole, H, half>(c, inside), over_h<Whole, H + half, N - half>(c, inside));
+      return merge(over_h<H, half>(v), over_h<H + half, N - half>(v));
     }
   }
-  ANYPOOL_INLINE V column(i64 c) const {
+  // L columns merged over the window's rows; what lies outside a row is absent.
+  ANYPOOL_INLINE V column(i64 c) {
+    V v[KD * KH];
+    for (int i = 0; i < KD * KH; ++i) v[i] = Memory::load(rows_[i] + c);
+    look_for_nan(v);
+    return over_h<0, KH>(v);
+  }
 #if defined(__AVX512F__)
-    return over_h<false, 0, KH>(c, Lanes<T, L>::inside(c, cols_));  // masks cost less than a branch
+  ANYPOOL_INLINE
 #else
-    return c >= 0 && c + L <= cols_ ? over_h<true, 0, KH>(c, {}) : edge(c);
+  __attribute__((noinline))
 #endif
+  V edge(i64 c, const Part& part) {
+    V v[KD * KH];
+    for (int i = 0; i < KD * KH; ++i) v[i] = Memory::load_part(rows_[i] + c, part, none());
+    look_for_nan(v);
+    return over_h<0, KH>(v);
   }
-  __attribute__((noinline)) V edge(i64 c) const { return over_h<false, 0, KH>(c, Lanes<T, L>::inside(c, cols_)); }
+  ANYPOOL_INLINE V column(i64 c, const Part& part) { return part.empty() ? none() : edge(c, part); }
+  ANYPOOL_INLINE void look_for_nan(const V* v) {
+    if constexpr (Op::kNoNaN) {
+      constexpr int kFresh = S < KH ? S : KH, kAll = KD * kFresh;
+      const auto fresh = [&](int i) { return v[i / kFresh * KH + KH - kFresh + i % kFresh]; };
+      for (int i = 0; i + 1 < kAll; i += 2) nan_.see(fresh(i), fresh(i + 1));
+      if (kAll % 2) nan_.see(fresh(kAll - 1), fresh(kAll - 1));
+    }
+  }
 
   struct Phases {  // columns c, c + S … of L outputs, and c + 1, c + 1 + S …
     V v[S];
-  };
-  ANYPOOL_INLINE void phases(i64 c, Phases& p) const {
-    if constexpr (S == 1) {
-      p.v[0] = column(c);
-    } else {
-      const V a = column(c), b = column(c + L);
-      p.v[0] = Unzip<A, L>::even(a, b);
-      p.v[1] = Unzip<A, L>::odd(a, b);
+    ANYPOOL_INLINE void set(const V* columns) {
+      if constexpr (S == 1) {
+        v[0] = columns[0];
+      } else {
+        v[0] = Unzip<A, L>::even(columns[0], columns[1]);
+        v[1] = Unzip<A, L>::odd(columns[0], columns[1]);
+      }
     }
+  };
+  ANYPOOL_INLINE void phases(i64 c, Phases& p) {
+    V v[S];
+    for (int s = 0; s < S; ++s) v[s] = column(c + s * L);
+    p.set(v);
+  }
+  ANYPOOL_INLINE void phases(i64 c, const Part* parts, Phases& p) {
+    V v[S];
+    for (int s = 0; s < S; ++s) v[s] = column(c + s * L, parts[s]);
+    p.set(v);
   }
   template <int From, int N>
   static ANYPOOL_INLINE V over_w(const Phases& here, const Phases& next) {
     if constexpr (N == 1) {
-      constexpr int shift = From / S;
-      if constexpr (shift == 0)
-        return here.v[From % S];
-      else
-        return Slide<V, shift, L>::run(here.v[From % S], next.v[From % S]);
+      constexpr int at = From * DW;
+      return Slide<V, at / S, L>::run(here.v[at % S], next.v[at % S]);
     } else {
       constexpr int half = N > 4 ? 4 : N > 2 ? 2 : 1;
       return merge(over_w<From, half>(here, next), over_w<From + half, N - half>(here, next));
     }
   }
 
-  static ANYPOOL_INLINE void put(T* y, V v, i64 left, const A* divisor, bool reciprocal) {
-    if (divisor) v = reciprocal ? v * anypool::load<V>(divisor) : v / anypool::load<V>(divisor);
-    if (left >= L) return Lanes<T, L>::store(y, v);
-    Lanes<T, L>::store_part(y, v, left);
+  ANYPOOL_INLINE V finished(V v, i64 o) const { return anypool::finished<L>(v, job_, o); }
+
+  ANYPOOL_INLINE void row(T* y) {
+    Phases here, next;
+    if (starts_inside_)
+      phases(job_.start, here);
+    else
+      phases(job_.start, first_, here);
+    i64 o = 0, c = job_.start + L * S;
+    for (; o < whole_; o += L, c += L * S) {
+      phases(c, next);
+      Memory::store(y + o, finished(over_w<0, KW>(here, next), o));
+      here = next;
+    }
+    for (int t = 0; t < tails_; ++t, o += L, c += L * S) {
+      phases(c, tail_[t], next);
+      const V v = finished(over_w<0, KW>(here, next), o);
+      if (t + 1 < tails_)
+        Memory::store(y + o, v);
+      else
+        Memory::store_part(y + o, v, last_);
+      here = next;
+    }
   }
 
  public:
-  Fused(const void* const* rows, i64 cols) : cols_(cols) {
-    for (int i = 0; i < KD * KH; ++i) rows_[i] = static_cast<const T*>(rows[i]);
+  explicit Fused(const FusedJob& job) : job_(job) {
+    for (int i = 0; i < KD * KH; ++i) rows_[i] = reinterpret_cast<const T*>(job.rows[i]);
+    const i64 step = L * S;
+    i64 c = job.start;
+    for (int s = 0; s < S; ++s) first_[s] = Part(inside<L>(c + s * L, job.cols));
+    starts_inside_ = c >= 0 && c + step <= job.cols;
+    for (c += step; whole_ + L < job.n && c + step <= job.cols; c += step) whole_ += L;
+    for (i64 o = whole_; o < job.n; o += L, c += step, ++tails_)
+      for (int s = 0; s < S; ++s) tail_[tails_][s] = Part(inside<L>(c + s * L, job.cols));
+    last_ = Part({0, (job.n - 1) % L + 1});
   }
-  void run(i64 start, T* y, i64 n, const A* divisor, bool reciprocal) const {
-    if constexpr (S == 4) {  // four neighbours each
-      for (i64 o = 0; o < n; o += L) {
-        const i64 c = start + 4 * o;
-        const V p = pair(column(c), column(c + L)), q = pair(column(c + 2 * L), column(c + 3 * L));
-        put(y + o, pair(p, q), n - o, divisor ? divisor + o : nullptr, reciprocal);
+  static bool run(const FusedJob& job) {
+    Fused f(job);
+    char* y = job.y;
+    for (i64 r = 0; r < job.count; ++r, y += job.y_step) {
+      for (int d = 0; job.ahead && d < KD; ++d) {
+        const char* fresh = reinterpret_cast<const char*>(f.rows_[d * KH + KH - 1]) + job.ahead;
+        read_ahead(fresh, job.step[d * KH + KH - 1], job.limit);
       }
-    } else {
-      constexpr bool ahead = (KW - 1) / S > 0;
-      Phases here, next;
-      phases(start, here);
-      for (i64 o = 0; o < n; o += L) {
-        const i64 c = start + (o + L) * S;
-        if (o + L < n || (ahead && c < cols_))
-          phases(c, next);
-        else
-          for (V& v : next.v) v = splat<V>(Op::identity().a);
-        put(y + o, over_w<0, KW>(here, next), n - o, divisor ? divisor + o : nullptr, reciprocal);
-        here = next;
-      }
+      f.row(reinterpret_cast<T*>(y));
+      for (int i = 0; i < KD * KH; ++i)
+        f.rows_[i] = reinterpret_cast<const T*>(reinterpret_cast<const char*>(f.rows_[i]) + job.step[i]);
     }
+    return f.nan_.any();
   }
-  static ANYPOOL_INLINE V pair(V a, V b) { return merge(Unzip<A, L>::even(a, b), Unzip<A, L>::odd(a, b)); }
+};
 
-  static void row(const void* const* rows, i64 cols, i64 start, void* y, i64 n, const void* divisor, bool reciprocal) {
-    Fused(rows, cols).run(start, static_cast<T*>(y), n, static_cast<const A*>(divisor), reciprocal);
+// A row of windows of four neighbours that do not overlap.
+template <class T, class Op>
+class Fours {
+  using A = typename Op::A;
+  static constexpr int L = kLanes<A>;
+  using V = Vec<A, L>;
+  using Memory = Lanes<T, A, L>;
+
+  static ANYPOOL_INLINE V pair(V a, V b) {
+    return Op::template merged<L>(Unzip<A, L>::even(a, b), Unzip<A, L>::odd(a, b));
+  }
+
+ public:
+  static bool run(const FusedJob& job) {
+    NaNs<A, L> nan;
+    const T* x = reinterpret_cast<const T*>(job.rows[0]);
+    T* y = reinterpret_cast<T*>(job.y);
+    for (i64 r = 0; r < job.count; ++r) {
+      i64 c = job.start;
+      for (i64 o = 0; o < job.n; o += L, c += 4 * L) {
+        V v[4];
+        if (c >= 0 && c + 4 * L <= job.cols)
+          for (int s = 0; s < 4; ++s) v[s] = Memory::load(x + c + s * L);
+        else
+          for (int s = 0; s < 4; ++s)
+            v[s] = Memory::load_part(x + c + s * L, Part(inside<L>(c + s * L, job.cols)), splat<V>(Op::identity().a));
+        if constexpr (Op::kNoNaN) nan.see(v[0], v[1]), nan.see(v[2], v[3]);
+        V merged = pair(pair(v[0], v[1]), pair(v[2], v[3]));
+        if (job.divisor) merged = finished<L>(merged, job, o);
+        if (o + L <= job.n)
+          Memory::store(y + o, merged);
+        else
+          Memory::store_part(y + o, merged, Part({0, job.n - o}));
+      }
+      x = reinterpret_cast<const T*>(reinterpret_cast<const char*>(x) + job.step[0]);
+      y = reinterpret_cast<T*>(reinterpret_cast<char*>(y) + job.y_step);
+    }
+    return nan.any();
   }
 };
 
 // ---- which there are -----------------------------------------------------------------------------------------------------
 
 template <class T, class Op>
-FusedRow fused_row(i64 kd, i64 kh, i64 kw, i64 s) {
-  if (s == 4) return kd == 1 && kh == 1 && kw == 4 ? Fused<T, Op, 1, 1, 4, 4>::row : nullptr;
+FusedKernel fused_kernel(i64 kd, i64 kh, i64 kw, i64 s, i64 dilation) {
+  if constexpr (kLanes<typename Op::A> >= 4)
+    if (dilation == 2 && kd == 1 && kh == 3 && kw == 3 && s == 1) return Fused<T, Op, 1, 3, 3, 1, 2>::run;
+  if (dilation != 1) return nullptr;
+  if (s == 4) return kd == 1 && kh == 1 && kw == 4 ? Fours<T, Op>::run : nullptr;
 #define ANYPOOL_FUSED(KD, KH, KW)                                                        \
   if (kd == KD && kh == KH && kw == KW) {                                                \
-    if (s == 2) return Fused<T, Op, KD, KH, KW, 2>::row;                                 \
-    if constexpr (KW <= kLanes<typename Op::A>) return Fused<T, Op, KD, KH, KW, 1>::row; \
+    if (s == 2) return Fused<T, Op, KD, KH, KW, 2>::run;                                 \
+    if constexpr (KW <= kLanes<typename Op::A>) return Fused<T, Op, KD, KH, KW, 1>::run; \
   }
   ANYPOOL_FUSED(1, 1, 2)
   ANYPOOL_FUSED(1, 1, 3)
@@ -279,32 +276,37 @@ FusedRow fused_row(i64 kd, i64 kh, i64 kw, i64 s) {
   return nullptr;
 }
 template <class T, class A>
-FusedRow fused_row(const Plan& p) {
-  const i64 kd = p.axis[0].kernel, kh = p.axis[1].kernel, kw = p.axis[2].kernel, s = p.axis[2].stride;
-  switch (p.merge) {
-    case Merge::max: return fused_row<T, Select<A, true>>(kd, kh, kw, s);
-    case Merge::min: return fused_row<T, Select<A, false>>(kd, kh, kw, s);
-    default: return fused_row<T, Sum<A>>(kd, kh, kw, s);
+FusedKernel fused_kernel(const Plan& p) {
+  const i64 kd = p.axis[0].kernel, kh = p.axis[1].kernel, kw = p.axis[2].kernel, s = p.axis[2].stride,
+            dilation = p.axis[2].dilation;
+  if constexpr (!kSame<A, uint16_t>) {
+    if (p.merge == Merge::max) return fused_kernel<T, SelectNumbers<A, true>>(kd, kh, kw, s, dilation);
+    if (p.merge == Merge::min) return fused_kernel<T, SelectNumbers<A, false>>(kd, kh, kw, s, dilation);
   }
+  if constexpr (kIsFloat<A> || kSame<A, uint16_t>) return fused_kernel<T, SumNumbers<A>>(kd, kh, kw, s, dilation);
+  return nullptr;
 }
 
 // The fused kernel for a plan, or null: the engine then takes its general way.
-inline FusedRow fused_row_of(const Plan& p) {
+inline FusedKernel fused_kernel_of(const Plan& p) {
   for (const Axis& a : p.axis)
     if (a.kind != AxisKind::sliding) return nullptr;
-  const i64 s = p.axis[2].stride;
+  const Axis& w = p.axis[2];
   if (p.inner != 1 || p.x_stride[2] != 1 || p.y_stride[2] != 1 || p.lift != Lift::none || p.code != Code::none ||
-      p.out != p.in || p.axis[2].dilation != 1 || p.axis[2].n_in + p.axis[2].pad + p.axis[2].pad_hi >= i64(1) << 30 ||
-      (s != 1 && s != 2 && s != 4) || p.merge == Merge::scaled_sum ||
-      (p.finish != Finish::none && p.finish != Finish::divide))
+      p.out != p.in || (w.stride != 1 && w.stride != 2 && w.stride != 4) || w.pad > w.kernel * w.dilation || w.pad_hi > w.kernel * w.dilation ||
+      p.merge == Merge::scaled_sum || (p.finish != Finish::none && p.finish != Finish::divide))
     return nullptr;
   switch (p.in) {
-    case DType::f32: return p.acc == DType::f32 ? fused_row<float, float>(p) : nullptr;
-    case DType::f64: return fused_row<double, double>(p);
-    case DType::bf16: return p.acc == DType::f32 ? fused_row<bf16, float>(p) : nullptr;
+    case DType::f32: return p.acc == DType::f32 ? fused_kernel<float, float>(p) : nullptr;
+    case DType::f64: return fused_kernel<double, double>(p);
+    case DType::bf16: return p.acc == DType::f32 ? fused_kernel<bf16, float>(p) : nullptr;
 #if defined(__F16C__)
-    case DType::f16: return p.acc == DType::f32 ? fused_row<f16, float>(p) : nullptr;
+    case DType::f16: return p.acc == DType::f32 ? fused_kernel<f16, float>(p) : nullptr;
 #endif
+    case DType::u8:
+      if (p.merge == Merge::sum) return p.finish == Finish::divide ? fused_kernel<uint8_t, uint16_t>(p) : nullptr;
+      return fused_kernel<uint8_t, uint8_t>(p);
+    case DType::i32: return p.merge == Merge::sum ? nullptr : fused_kernel<int32_t, int32_t>(p);
     default: return nullptr;
   }
 }
@@ -313,53 +315,122 @@ inline FusedRow fused_row_of(const Plan& p) {
 class FusedRows {
   const Plan& p_;
   const Tile& t_;
-  const FusedRow row_;
-  char *none_, *divisor_;  // a row that is absent; what each column divides by
-  double rows_ = 0;        // the divisor's other factor, for which divisor_ holds
-  const char* x_ = nullptr;
-  Window wd_{};
+  const FusedKernel kernel_;
+  const HasNaN has_nan_;
+  i64 ahead_ = 0;
+  char *none_ = nullptr, *divisor_ = nullptr;  // a row that is absent; what each column divides by
+  double rows_ = 0;                            // the divisor's other factor, for which divisor_ holds
+  i64 first_ = -1;
+  bool reciprocal_ = false;
 
  public:
-  FusedRows(const Plan& plan, const Tile& tile, Arena& arena) : p_(plan), t_(tile), row_(fused_row_of(plan)) {
-    if (!row_) return;
-    const i64 n = p_.axis[2].n_in;
-    none_ = arena.take(n * 8 + 64);
-    divisor_ = arena.take(p_.axis[2].n_out * 8 + ANYPOOL_VECTOR_BYTES);
-    if (!arena.base) return;
+  FusedRows(const Plan& plan, const Tile& tile, Arena& arena)
+      : p_(plan),
+        t_(tile),
+        kernel_(fused_kernel_of(plan)),
+        has_nan_(plan.merge == Merge::sum ? nullptr : has_nan_of(plan.in)) {
+    if (!kernel_) return;
+    const i64 row = p_.axis[2].n_in * size_of(p_.in);
+    if (p_.x_stride[1] == p_.axis[2].n_in && row < kPage) ahead_ = higher(1, kPage / higher(row, 1)) * row;
+    if (may_miss(p_.axis[0]) || may_miss(p_.axis[1])) none_ = arena.take(row);
+    if (p_.finish == Finish::divide) divisor_ = arena.take(lower(p_.tile_w, p_.axis[2].n_out) * 8 + 256);
+    if (!arena.base || !none_) return;
     with_type(p_.in, [&](auto tag) {
       using T = typename decltype(tag)::type;
+      T none{};
       if constexpr (kIsFloat<T> || kIsHalf<T>) {
-        T none;
         const float inf = __builtin_inff();
         narrow(none, p_.merge == Merge::sum ? -0.0f : p_.merge == Merge::max ? -inf : inf);
-        fill(none_, n, none);
+      } else if (p_.merge != Merge::sum) {
+        none = p_.merge == Merge::max ? Limits<T>::bottom : Limits<T>::top;
       }
+      fill(none_, p_.axis[2].n_in, none);
     });
   }
-  explicit operator bool() const { return row_ != nullptr; }
+  explicit operator bool() const { return kernel_ != nullptr; }
 
-  void place(const Buffers& buffers) {
-    wd_ = window_of(p_.axis[0], t_.od);
-    x_ = static_cast<const char*>(buffers.x) + outer_offset(p_, p_.x_outer, t_.outer) * size_of(p_.in);
-  }
-
-  void merge(void* y, i64 oh) {
-    const void* rows[9];
-    const Window wh = window_of(p_.axis[1], oh);
-    const i64 bytes = size_of(p_.in), step = wh.step * p_.x_stride[1] * bytes;
-    int i = 0;
-    for (i64 d = 0; d < wd_.taps; ++d) {
-      const bool plane = d >= wd_.lo && d < wd_.hi;
-      const char* row = x_ + (wd_.at(d) * p_.x_stride[0] + wh.start * p_.x_stride[1]) * bytes;
-      for (i64 h = 0; h < wh.taps; ++h, row += step) rows[i++] = plane && h >= wh.lo && h < wh.hi ? row : none_;
+  // Output rows [oh0, oh1), which lie y_step bytes apart from y on; other(oh) makes one that has met a NaN.
+  template <class F>
+  void run(const Buffers& buffers, char* y, i64 oh0, i64 oh1, F&& other) {
+    const Axis &h = p_.axis[1], &w = p_.axis[2];
+    const i64 bytes = size_of(p_.in), row = p_.x_stride[1] * bytes;
+    const char* x = static_cast<const char*>(buffers.x) + outer_offset(p_, p_.x_outer, t_.outer) * bytes;
+    const Window wd = window_of(p_.axis[0], t_.od);
+    FusedJob job;
+    job.cols = w.n_in, job.start = t_.ow0 * w.stride - w.pad, job.n = t_.outputs(), job.y_step = p_.y_stride[1] * bytes;
+    job.ahead = ahead_, job.limit = ahead_ ? end_of_input(buffers, x) : nullptr;
+    i64 looked = 0, clean_from = INT64_MIN;  // rows in which NaNs were looked for, and behind the last one found
+    for (i64 oh = oh0; oh < oh1; oh += job.count) {
+      const Window wh = window_of(h, oh);
+      const i64 first = wh.lo < wh.hi ? wh.at(wh.lo) : 0, end = wh.lo < wh.hi ? wh.at(wh.hi - 1) + 1 : 0;
+      if (has_nan_) {  // rows that the kernel takes for known
+        for (i64 r = higher(first, looked); r < end - w.stride; ++r)
+          if (any_nan(x, wd, r)) clean_from = r + 1;
+        looked = higher(looked, end - w.stride);
+      }
+      job.count = 1;
+      if (wh.start < clean_from) {
+        other(oh);
+        continue;
+      }
+      // The next rows with it, as long as they miss nothing and see no more new rows each than the kernel looks through.
+      if (wh.lo == 0 && wh.hi == wh.taps && h.stride <= w.stride)
+        job.count = lower(oh1 - oh, (h.n_in - end) / h.stride + 1);
+      const i64 step = wh.step * row;
+      int i = 0;
+      for (i64 d = 0; d < wd.taps; ++d) {
+        const bool plane = d >= wd.lo && d < wd.hi;
+        const char* from = x + wd.at(d) * p_.x_stride[0] * bytes + wh.start * row;
+        for (i64 t = 0; t < wh.taps; ++t, from += step, ++i) {
+          const bool there = plane && t >= wh.lo && t < wh.hi;
+          job.rows[i] = there ? from : none_;
+          job.step[i] = there ? h.stride * row : 0;
+        }
+      }
+      job.y = y + (oh - oh0) * job.y_step;
+      job.divisor = p_.finish == Finish::divide ? divisor_row(oh) : nullptr;  // which also says what it holds
+      job.reciprocal = reciprocal_;
+      looked = higher(looked, end + (job.count - 1) * h.stride);
+      if (!kernel_(job)) continue;
+      for (i64 r = 0; r < job.count; ++r) other(oh + r);
+      clean_from = looked;
     }
-    const i64 start = t_.ow0 * p_.axis[2].stride - p_.axis[2].pad;
-    const void* divisor = p_.finish == Finish::divide ? divisor_row(oh) : nullptr;  // which also says what it holds
-    row_(rows, p_.axis[2].n_in, start, y, t_.outputs(), divisor, reciprocal_);
   }
 
  private:
-  const void* divisor_row(i64 oh) {
+  // Row h of the window's planes.
+  bool any_nan(const char* x, const Window& d, i64 h) const {
+    bool any = false;
+    for (i64 t = d.lo; t < d.hi; ++t)
+      any |= has_nan_(x + (d.at(t) * p_.x_stride[0] + h * p_.x_stride[1]) * size_of(p_.in), p_.axis[2].n_in);
+    return any;
+  }
+  // How far reading ahead may go: to the end of the array if its planes follow one another, else of the plane.
+  const char* end_of_input(const Buffers& buffers, const char* x) const {
+    i64 n = p_.axis[0].n_in * p_.axis[1].n_in * p_.axis[2].n_in;
+    const char* from = x;
+    if (p_.axis[0].n_in == 1 || p_.x_stride[0] == p_.axis[1].n_in * p_.axis[2].n_in) {
+      int a = p_.n_outer;
+      for (; a > 0 && p_.x_outer[a - 1] == n; --a) n *= p_.outer[a - 1];
+      if (a == 0) from = static_cast<const char*>(buffers.x);
+      else n = p_.axis[0].n_in * p_.axis[1].n_in * p_.axis[2].n_in;
+    } else {
+      n = 0;
+    }
+    return from + n * size_of(p_.in);
+  }
+  static bool may_miss(const Axis& a) {  // whether some window has a tap outside the data
+    return a.pad > 0 || (a.n_out - 1) * a.stride - a.pad + (a.kernel - 1) * a.dilation >= a.n_in;
+  }
+
+  // Multiplying by the reciprocal is less work, and as exact for powers of two; for sums of bytes also for odd numbers,
+  // whose quotients are never ties and at least 1 / (2 by) away from one.
+  bool exact_reciprocal(double by) const {
+    const i64 whole = i64(by);
+    if (double(whole) != by || whole <= 0) return false;
+    return (whole & (whole - 1)) == 0 || (p_.in == DType::u8 && whole % 2 == 1 && whole < 1024);
+  }
+  const char* divisor_row(i64 oh) {
     const bool constant = p_.divisor == Divisor::constant;
     const double rows = constant ? p_.divisor_value
                                  : double(divisor_of(p_.forward[0], t_.od, p_.divisor)) *
@@ -367,25 +438,21 @@ class FusedRows {
     const i64 first = t_.ow0;
     if (rows != rows_ || first != first_) {
       rows_ = rows, first_ = first;
-      // Halving is exact: where all divisors are powers of two, their reciprocals give the same bits for less.
       reciprocal_ = true;
       const auto put = [&](auto* out) {
         const i64 n = t_.outputs();
         for (i64 o = 0; o < n; ++o) {
           const double by = constant ? rows : rows * double(divisor_of(p_.forward[2], first + o, p_.divisor));
-          const i64 whole = i64(by);
-          reciprocal_ &= double(whole) == by && whole > 0 && (whole & (whole - 1)) == 0;
+          reciprocal_ &= exact_reciprocal(by);
           narrow(out[o], by);
         }
         for (i64 o = 0; reciprocal_ && o < n; ++o) out[o] = 1 / out[o];
-        for (i64 o = n; o < n + i64(ANYPOOL_VECTOR_BYTES / sizeof *out); ++o) out[o] = 1;  // lanes that are not stored
+        for (i64 o = n; o < n + 256 / i64(sizeof *out); ++o) out[o] = 1;  // lanes that are not stored
       };
-      p_.acc == DType::f32 ? put(reinterpret_cast<float*>(divisor_)) : put(reinterpret_cast<double*>(divisor_));
+      p_.acc == DType::f64 ? put(reinterpret_cast<double*>(divisor_)) : put(reinterpret_cast<float*>(divisor_));
     }
     return divisor_;
   }
-  i64 first_ = -1;
-  bool reciprocal_ = false;
 };
 
 }  // namespace

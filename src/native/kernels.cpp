@@ -17,7 +17,7 @@ namespace {
 using BackwardF32 = SelectBackward<float, int32_t>;
 using BackwardF64 = SelectBackward<double, int64_t>;
 
-bool fused(const Plan& p) { return fused_row_of(p) != nullptr; }
+bool fused(const Plan& p) { return fused_kernel_of(p) != nullptr; }
 i64 scratch_bytes(const Plan& p, bool backward) {
   if (!backward)
     return p.group ? PlaneGroups(p, nullptr).scratch_bytes() : Engine(p, kernel_of(p), nullptr).scratch_bytes();

@@ -49,12 +49,14 @@ class OutputRow {
     for (i64 c = 0; table && arena.base && c < taps; ++c) offset_[c] = offset_of(c);
   }
 
-  void place(const Buffers& buffers, bool finishes = true) {
+  void place(const Buffers& buffers) {
     buffers_ = &buffers;
     y_ = static_cast<char*>(buffers.y) + (outer_offset(p_, p_.y_outer, t_.outer) + t_.od * p_.y_stride[0] +
                                           t_.ow0 * p_.y_stride[2] + t_.c0 * p_.y_stride[3]) *
                                              bytes_;
-    if (!finishes || p_.finish != Finish::divide || p_.divisor == Divisor::constant) return;
+  }
+  void place_divisors() {
+    if (p_.finish != Finish::divide || p_.divisor == Divisor::constant) return;
     if (t_.ow0 == divisor_from_ && t_.ow1 == divisor_to_) return;  // as in most tiles: only the rows differ
     divisor_from_ = t_.ow0, divisor_to_ = t_.ow1;
     even_divisor_ = true;

@@ -123,6 +123,41 @@ ANYPOOL_GENERIC_FLOAT(float, 4)
 ANYPOOL_GENERIC_FLOAT(double, 2)
 #endif
 
+// The same for numbers that are not NaN.
+template <class V>
+ANYPOOL_INLINE V max_of_numbers(V l, V r) {
+  return r > l ? r : l;
+}
+template <class V>
+ANYPOOL_INLINE V min_of_numbers(V l, V r) {
+  return r < l ? r : l;
+}
+#define ANYPOOL_X86_NUMBERS(T, L, V, max_, min_)                                 \
+  template <>                                                                    \
+  ANYPOOL_INLINE Vec<T, L> max_of_numbers<Vec<T, L>>(Vec<T, L> l, Vec<T, L> r) { \
+    return (Vec<T, L>)max_((V)r, (V)l);                                          \
+  }                                                                              \
+  template <>                                                                    \
+  ANYPOOL_INLINE Vec<T, L> min_of_numbers<Vec<T, L>>(Vec<T, L> l, Vec<T, L> r) { \
+    return (Vec<T, L>)min_((V)r, (V)l);                                          \
+  }
+#if defined(__AVX512F__)
+// With a mask of all lanes: GCC 12 warns of an uninitialised variable in its own header without it.
+#define ANYPOOL_ALL_max_ps(a, b) _mm512_maskz_max_ps(-1, a, b)
+#define ANYPOOL_ALL_min_ps(a, b) _mm512_maskz_min_ps(-1, a, b)
+#define ANYPOOL_ALL_max_pd(a, b) _mm512_maskz_max_pd(-1, a, b)
+#define ANYPOOL_ALL_min_pd(a, b) _mm512_maskz_min_pd(-1, a, b)
+ANYPOOL_X86_NUMBERS(float, 16, __m512, ANYPOOL_ALL_max_ps, ANYPOOL_ALL_min_ps)
+ANYPOOL_X86_NUMBERS(double, 8, __m512d, ANYPOOL_ALL_max_pd, ANYPOOL_ALL_min_pd)
+#elif defined(__AVX2__)
+ANYPOOL_X86_NUMBERS(float, 8, __m256, _mm256_max_ps, _mm256_min_ps)
+ANYPOOL_X86_NUMBERS(double, 4, __m256d, _mm256_max_pd, _mm256_min_pd)
+#elif defined(__x86_64__)
+ANYPOOL_X86_NUMBERS(float, 4, __m128, _mm_max_ps, _mm_min_ps)
+ANYPOOL_X86_NUMBERS(double, 2, __m128d, _mm_max_pd, _mm_min_pd)
+#endif
+#undef ANYPOOL_X86_NUMBERS
+
 template <int... I>
 struct Indices {};
 template <int N, int... I>
@@ -144,8 +179,38 @@ struct Unzip {
   static ANYPOOL_INLINE V odd(V a, V b, Indices<I...>) {
     return __builtin_shufflevector(a, b, (2 * I + 1)...);
   }
-  static ANYPOOL_INLINE V even(V a, V b) { return even(a, b, typename MakeIndices<L>::type{}); }
-  static ANYPOOL_INLINE V odd(V a, V b) { return odd(a, b, typename MakeIndices<L>::type{}); }
+  static ANYPOOL_INLINE V even(V a, V b) {
+#if defined(__AVX512BW__)
+    if constexpr (L == 64) return packed((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    if constexpr (L == 32) return packed((__m256i)a, (__m256i)b);
+#endif
+    return even(a, b, typename MakeIndices<L>::type{});
+  }
+  static ANYPOOL_INLINE V odd(V a, V b) {
+#if defined(__AVX512BW__)
+    if constexpr (L == 64) return packed(_mm512_srli_epi16((__m512i)a, 8), _mm512_srli_epi16((__m512i)b, 8));
+#elif defined(__AVX2__)
+    if constexpr (L == 32) return packed(_mm256_srli_epi16((__m256i)a, 8), _mm256_srli_epi16((__m256i)b, 8));
+#endif
+    return odd(a, b, typename MakeIndices<L>::type{});
+  }
+
+ private:
+  // Bytes: the low halves of shorts, packed within 128-bit pieces and put in order.
+#if defined(__AVX512BW__)
+  static ANYPOOL_INLINE V packed(__m512i a, __m512i b) {
+    const __m512i low = _mm512_set1_epi16(0xff);
+    const auto mixed = (Vec<int64_t, 8>)_mm512_packus_epi16(_mm512_and_si512(a, low), _mm512_and_si512(b, low));
+    return (V)__builtin_shufflevector(mixed, mixed, 0, 2, 4, 6, 1, 3, 5, 7);
+  }
+#elif defined(__AVX2__)
+  static ANYPOOL_INLINE V packed(__m256i a, __m256i b) {
+    const __m256i low = _mm256_set1_epi16(0xff);
+    const __m256i mixed = _mm256_packus_epi16(_mm256_and_si256(a, low), _mm256_and_si256(b, low));
+    return (V)_mm256_permute4x64_epi64(mixed, 0xd8);
+  }
+#endif
 };
 // And back: a0 b0 a1 b1 ...
 template <class T, int L>

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
@@ -88,9 +89,10 @@ int available_thread_count() {
 
 struct Job {
   int64_t n;
-  int parts;
+  int parts, threads;
   Work work;
   void* context;
+  int joined = 0;  // workers that took part; the pool's mutex guards it
   std::atomic<int> next{0};
   std::atomic<int> running{0};
   std::atomic<bool> failed{false};
@@ -108,6 +110,24 @@ void run_parts(Job& job) {
   for (int part; (part = job.next.fetch_add(1)) < job.parts;) run_part(job, part);
 }
 
+// Waking a sleeping thread takes 50 us and more on a virtual machine, as long as a whole pooling: who waits looks around
+// for a while before it sleeps. Returns whether `done` came true.
+template <class Done>
+bool spin(Done&& done) {
+  constexpr auto kPatience = std::chrono::microseconds(200);
+  for (const auto start = std::chrono::steady_clock::now(); std::chrono::steady_clock::now() - start < kPatience;) {
+    for (int i = 0; i < 16; ++i) {
+      if (done()) return true;
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#elif defined(__aarch64__)
+      asm volatile("yield");
+#endif
+    }
+  }
+  return false;
+}
+
 // Threads start with the first large call and wait for the next one. One job at a time: a caller that finds the pool
 // busy does its work alone, which is right when many threads call at once.
 class Pool {
@@ -115,22 +135,29 @@ class Pool {
   void run(Job& job) {
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (!turn.owns_lock()) return run_parts(job);
-    grow(job.parts - 1);
+    grow(job.threads - 1);
+    bool asleep;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = &job;
-      ++round_;
+      round_.fetch_add(1);
+      asleep = sleeping_ > 0;
     }
-    wake_.notify_all();
+    if (asleep) wake_.notify_all();
     run_parts(job);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_ = nullptr;  // from here on nobody joins
+    }
+    const auto done = [&] { return job.running.load() == 0; };
+    if (spin(done)) return;
     std::unique_lock<std::mutex> lock(mutex_);
-    job_ = nullptr;
-    done_.wait(lock, [&] { return job.running.load() == 0; });
+    done_.wait(lock, done);
   }
 
  private:
   void grow(int wanted) {
-    while (static_cast<int>(count_) < wanted) {
+    while (count_ < wanted) {
       try {
         std::thread([this] { serve(); }).detach();
       } catch (...) {
@@ -141,24 +168,30 @@ class Pool {
   }
   void serve() {
     uint64_t seen = 0;
-    std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      wake_.wait(lock, [&] { return job_ && round_ != seen; });
-      seen = round_;
+      const auto called = [&] { return round_.load() != seen; };
+      spin(called);
+      std::unique_lock<std::mutex> lock(mutex_);
+      ++sleeping_;
+      wake_.wait(lock, called);
+      --sleeping_;
+      seen = round_.load();
       Job* job = job_;
+      if (!job || job->joined >= job->threads - 1) continue;
+      ++job->joined;
       ++job->running;
       lock.unlock();
       run_parts(*job);
       lock.lock();
-      if (--job->running == 0) done_.notify_all();
+      if (--job->running == 0) done_.notify_all();  // the job is gone by now if its caller was looking
     }
   }
 
   std::mutex turn_, mutex_;
   std::condition_variable wake_, done_;
   Job* job_ = nullptr;
-  uint64_t round_ = 0;
-  int count_ = 0;
+  std::atomic<uint64_t> round_{0};
+  int sleeping_ = 0, count_ = 0;
 };
 
 std::atomic<Pool*> pool{nullptr};
@@ -193,12 +226,18 @@ void parallel_ranges(int64_t n, int threads, Work work, void* context) {
   threads = static_cast<int>(std::min<int64_t>(threads, n));
   if (threads <= 1) return work(context, 0, n, 0);
   Job job;
-  job.n = n, job.parts = threads, job.work = work, job.context = context;
+  job.n = n, job.threads = threads, job.work = work, job.context = context;
   const Torch& t = torch();
   const auto body = [](int64_t begin, int64_t end, void* p) {
     for (int64_t part = begin; part < end; ++part) run_part(*static_cast<Job*>(p), static_cast<int>(part));
   };
-  if (!t.parallel_for || t.parallel_for(0, threads, 1, body, &job) != 0) own_pool().run(job);
+  job.parts = threads;
+  if (!t.parallel_for || t.parallel_for(0, threads, 1, body, &job) != 0) {
+    // More parts than threads: a thread that wakes late, or is held up, leaves its share to the others.
+    constexpr int kPartsPerThread = 4;
+    job.parts = static_cast<int>(std::min<int64_t>(n, int64_t(threads) * kPartsPerThread));
+    own_pool().run(job);
+  }
   if (job.failed) throw std::bad_alloc();
 }
 
