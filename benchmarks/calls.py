@@ -13,11 +13,7 @@ from benchmarks.rows import SMALL, Row
 from benchmarks.table import CACHED, prepared, sized
 
 SMALL_CALL = Row("max", (1, 64, 7, 7), 3, 2, 1)
-
-
-def _per_call(run: Run, calls: int = 1000) -> float:
-    run()
-    return statistics.median(timeit.repeat(run, number=calls, repeat=7)) / calls
+ROUNDS, CALLS = 7, 1000
 
 
 def small_call(names: Iterable[str]) -> dict[str, float]:
@@ -26,11 +22,13 @@ def small_call(names: Iterable[str]) -> dict[str, float]:
     runs: dict[str, Run] = {"anypool": made.into, "anypool, new output": made.fresh}
     peers, _ = prepared(made, names)
     runs |= {name: peer.run for name, peer in peers.items()}
-    times = {}
-    for name, run in runs.items():
-        quiet()
-        times[name] = _per_call(run)
-    return times
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            quiet()
+            timeit.timeit(run, number=CALLS)  # as in `measure.turn`
+            times[name].append(timeit.timeit(run, number=CALLS) / CALLS)
+    return {name: statistics.median(t) for name, t in times.items()}
 
 
 def scaling(seconds: float) -> list[tuple[Row, float, float]]:

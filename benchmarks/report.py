@@ -21,7 +21,8 @@ Written by `make bench`. All times of a row are medians of runs taken in turn in
 everybody; a result that differs from ours is not timed. Ours is compared with the NumPy backend first.
 
 - **size** {LARGER}: about four times the last-level cache; {CACHED}: an eighth of it, so that it stays there between
-  runs. Batch and channels are scaled, planes never. Each timed run follows one that is not timed.
+  runs. Batch and channels are scaled, planes never. A turn begins when no thread is busy, and with untimed runs that
+  wake threads and fill the cache, the copy's like any other.
 - **ms**: ours with `out=`; **new**: with a result allocated in the call.
 - **of copy**: the time in which a copy reads and writes as many bytes as the pooling has to, divided by ours with
   `out=`. Bold: below what the family aims at.
