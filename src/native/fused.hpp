@@ -30,24 +30,6 @@ struct FusedJob {
 // as the stride on w; the outputs are worth nothing then. Sums and integers never do.
 using FusedKernel = bool (*)(const FusedJob&);
 
-// What is compared or added, free of NaNs: a plain maximum is one instruction then, which takes the left one on a tie.
-template <class T, bool IsMax>
-struct SelectNumbers : Select<T, IsMax> {
-  static constexpr bool kNoNaN = kIsFloat<T>;
-  template <int L>
-  static ANYPOOL_INLINE Vec<T, L> merged(Vec<T, L> l, Vec<T, L> r) {
-    return IsMax ? max_of_numbers(l, r) : min_of_numbers(l, r);
-  }
-};
-template <class T>
-struct SumNumbers : Sum<T> {
-  static constexpr bool kNoNaN = false;
-  template <int L>
-  static ANYPOOL_INLINE Vec<T, L> merged(Vec<T, L> l, Vec<T, L> r) {
-    return l + r;
-  }
-};
-
 // L outputs from o on, divided as the job says. Sums of bytes: in floats, to nearest, ties to even (see divide_small).
 template <int L, class V>
 ANYPOOL_INLINE V finished(V v, const FusedJob& job, i64 o) {
@@ -118,7 +100,7 @@ class Fused {
   }
   ANYPOOL_INLINE V column(i64 c, const Part& part) { return part.empty() ? none() : edge(c, part); }
   ANYPOOL_INLINE void look_for_nan(const V* v) {
-    if constexpr (Op::kNoNaN) {
+    if constexpr (Op::kNumbersOnly) {
       constexpr int kFresh = S < KH ? S : KH, kAll = KD * kFresh;
       const auto fresh = [&](int i) { return v[i / kFresh * KH + KH - kFresh + i % kFresh]; };
       for (int i = 0; i + 1 < kAll; i += 2) nan_.see(fresh(i), fresh(i + 1));
@@ -237,7 +219,7 @@ class Fours {
         else
           for (int s = 0; s < 4; ++s)
             v[s] = Memory::load_part(x + c + s * L, Part(inside<L>(c + s * L, job.cols)), splat<V>(Op::identity().a));
-        if constexpr (Op::kNoNaN) nan.see(v[0], v[1]), nan.see(v[2], v[3]);
+        if constexpr (Op::kNumbersOnly) nan.see(v[0], v[1]), nan.see(v[2], v[3]);
         V merged = pair(pair(v[0], v[1]), pair(v[2], v[3]));
         if (job.divisor) merged = finished<L>(merged, job, o);
         if (o + L <= job.n)
@@ -283,7 +265,7 @@ FusedKernel fused_kernel(const Plan& p) {
     if (p.merge == Merge::max) return fused_kernel<T, SelectNumbers<A, true>>(kd, kh, kw, s, dilation);
     if (p.merge == Merge::min) return fused_kernel<T, SelectNumbers<A, false>>(kd, kh, kw, s, dilation);
   }
-  if constexpr (kIsFloat<A> || kSame<A, uint16_t>) return fused_kernel<T, SumNumbers<A>>(kd, kh, kw, s, dilation);
+  if constexpr (kIsFloat<A> || kSame<A, uint16_t>) return fused_kernel<T, Sum<A>>(kd, kh, kw, s, dilation);
   return nullptr;
 }
 
@@ -331,7 +313,7 @@ class FusedRows {
         has_nan_(plan.merge == Merge::sum ? nullptr : has_nan_of(plan.in)) {
     if (!kernel_) return;
     const i64 row = p_.axis[2].n_in * size_of(p_.in);
-    if (p_.x_stride[1] == p_.axis[2].n_in && row < kPage) ahead_ = higher(1, kPage / higher(row, 1)) * row;
+    if (row < kPage) ahead_ = higher(1, kPage / higher(row, 1)) * row;
     if (may_miss(p_.axis[0]) || may_miss(p_.axis[1])) none_ = arena.take(row);
     if (p_.finish == Finish::divide) divisor_ = arena.take(lower(p_.tile_w, p_.axis[2].n_out) * 8 + 256);
     if (!arena.base || !none_) return;
@@ -358,7 +340,7 @@ class FusedRows {
     const Window wd = window_of(p_.axis[0], t_.od);
     FusedJob job;
     job.cols = w.n_in, job.start = t_.ow0 * w.stride - w.pad, job.n = t_.outputs(), job.y_step = p_.y_stride[1] * bytes;
-    job.ahead = ahead_, job.limit = ahead_ ? end_of_input(buffers, x) : nullptr;
+    job.ahead = ahead_, job.limit = ahead_ ? readable_end(p_, buffers, x) : nullptr;
     i64 looked = 0, clean_from = INT64_MIN;  // rows in which NaNs were looked for, and behind the last one found
     for (i64 oh = oh0; oh < oh1; oh += job.count) {
       const Window wh = window_of(h, oh);
@@ -404,20 +386,6 @@ class FusedRows {
     for (i64 t = d.lo; t < d.hi; ++t)
       any |= has_nan_(x + (d.at(t) * p_.x_stride[0] + h * p_.x_stride[1]) * size_of(p_.in), p_.axis[2].n_in);
     return any;
-  }
-  // How far reading ahead may go: to the end of the array if its planes follow one another, else of the plane.
-  const char* end_of_input(const Buffers& buffers, const char* x) const {
-    i64 n = p_.axis[0].n_in * p_.axis[1].n_in * p_.axis[2].n_in;
-    const char* from = x;
-    if (p_.axis[0].n_in == 1 || p_.x_stride[0] == p_.axis[1].n_in * p_.axis[2].n_in) {
-      int a = p_.n_outer;
-      for (; a > 0 && p_.x_outer[a - 1] == n; --a) n *= p_.outer[a - 1];
-      if (a == 0) from = static_cast<const char*>(buffers.x);
-      else n = p_.axis[0].n_in * p_.axis[1].n_in * p_.axis[2].n_in;
-    } else {
-      n = 0;
-    }
-    return from + n * size_of(p_.in);
   }
   static bool may_miss(const Axis& a) {  // whether some window has a tap outside the data
     return a.pad > 0 || (a.n_out - 1) * a.stride - a.pad + (a.kernel - 1) * a.dilation >= a.n_in;

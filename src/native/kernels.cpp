@@ -2,6 +2,7 @@
 // anonymous namespace: see simd.hpp.
 #include "plane_groups.hpp"
 #include "select_backward.hpp"
+#include "whole_planes.hpp"
 
 #ifndef ANYPOOL_LEVEL
 #error "ANYPOOL_LEVEL names the instruction-set level, e.g. x86_64_v3"
@@ -18,14 +19,18 @@ using BackwardF32 = SelectBackward<float, int32_t>;
 using BackwardF64 = SelectBackward<double, int64_t>;
 
 bool fused(const Plan& p) { return fused_kernel_of(p) != nullptr; }
+bool whole(const Plan& p) { return whole_run_of(p) != nullptr; }
 i64 scratch_bytes(const Plan& p, bool backward) {
+  if (p.whole) return 0;
   if (!backward)
     return p.group ? PlaneGroups(p, nullptr).scratch_bytes() : Engine(p, kernel_of(p), nullptr).scratch_bytes();
   return p.acc == DType::f64 ? BackwardF64(p, Buffers{}, nullptr).scratch_bytes()
                              : BackwardF32(p, Buffers{}, nullptr).scratch_bytes();
 }
 void forward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
-  if (p.group)
+  if (p.whole)
+    whole_run_of(p)(p, b, begin, end);
+  else if (p.group)
     PlaneGroups(p, scratch).run(b, begin, end);
   else
     Engine(p, kernel_of(p), scratch).run(b, begin, end);
@@ -38,7 +43,7 @@ void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* 
 
 extern const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL);
 const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL) = {
-    ANYPOOL_TEXT(ANYPOOL_LEVEL), ANYPOOL_VECTOR_BYTES, fused, scratch_bytes, forward, select_backward,
+    ANYPOOL_TEXT(ANYPOOL_LEVEL), ANYPOOL_VECTOR_BYTES, fused, whole, scratch_bytes, forward, select_backward,
 };
 
 }  // namespace anypool

@@ -135,10 +135,11 @@ ANYPOOL_INLINE void merge_tall(const Row& dst, const Source& first, i64 step, i6
   int depth = 0;
   i64 t = 0;
   for (i64 block = 0; t + 4 <= n; t += 4, ++block) {
-    State s[C];
-    for (int c = 0; c < C; ++c)
-      s[c] = Op::template merge<L>(Op::template merge<L>(row(t, c), row(t + 1, c)),
-                                   Op::template merge<L>(row(t + 2, c), row(t + 3, c)));
+    State s[C], u[C];  // in the order in which rows lie
+    for (int c = 0; c < C; ++c) s[c] = row(t, c);
+    for (int c = 0; c < C; ++c) s[c] = Op::template merge<L>(s[c], row(t + 1, c));
+    for (int c = 0; c < C; ++c) u[c] = row(t + 2, c);
+    for (int c = 0; c < C; ++c) s[c] = Op::template merge<L>(s[c], Op::template merge<L>(u[c], row(t + 3, c)));
     for (i64 carry = block; carry & 1; carry >>= 1) {
       --depth;
       for (int c = 0; c < C; ++c) s[c] = Op::template merge<L>(open[depth][c], s[c]);

@@ -1,7 +1,6 @@
 // Reading ahead, and looking for NaNs.
 #pragma once
 #include "elements.hpp"
-#include "scratch.hpp"
 
 namespace anypool {
 namespace {
@@ -19,6 +18,20 @@ ANYPOOL_INLINE void read_ahead(const char* from, i64 n, const char* limit) {
     __builtin_prefetch(from);
 #endif
   }
+}
+
+// How far reading ahead may go from the plane at x on: if its elements follow one another, to its end, or to that of the
+// array if its planes do so too; else nowhere.
+inline const char* readable_end(const Plan& p, const Buffers& buffers, const char* x) {
+  const i64 row = p.axis[2].n_in * p.inner, plane = row * p.axis[1].n_in;
+  const bool dense = (p.inner == 1 || p.x_stride[3] == 1) && (p.axis[2].n_in == 1 || p.x_stride[2] == p.inner) &&
+                     (p.axis[1].n_in == 1 || p.x_stride[1] == row) && (p.axis[0].n_in == 1 || p.x_stride[0] == plane);
+  if (!dense) return nullptr;
+  i64 n = p.axis[0].n_in * plane;
+  const char* plane_end = x + n * size_of(p.in);
+  for (int a = p.n_outer; a > 0; n *= p.outer[--a])
+    if (p.outer[a - 1] > 1 && p.x_outer[a - 1] != n) return plane_end;
+  return static_cast<const char*>(buffers.x) + n * size_of(p.in);
 }
 
 // Whether a NaN was among the vectors seen.

@@ -52,6 +52,7 @@ struct Select {  // the largest or smallest value; the sign of a zero among equa
   using A = T;
   using B = char;
   static constexpr bool kPair = false, kCoded = false;
+  static constexpr bool kNumbersOnly = false;  // whether a NaN would be lost
   static constexpr int kMaxLanes = kLanes<T>;
   template <int L>
   struct State {
@@ -66,10 +67,24 @@ struct Select {  // the largest or smallest value; the sign of a zero among equa
     store(r.a + i * sizeof(T), s.a);
   }
   template <int L>
+  static ANYPOOL_INLINE Vec<T, L> merged(Vec<T, L> l, Vec<T, L> r) {
+    return IsMax ? max_of(l, r) : min_of(l, r);
+  }
+  template <int L>
   static ANYPOOL_INLINE State<L> merge(State<L> l, State<L> r) {
-    return {IsMax ? max_of(l.a, r.a) : min_of(l.a, r.a)};
+    return {merged<L>(l.a, r.a)};
   }
   static ANYPOOL_INLINE State<1> identity() { return {IsMax ? Limits<T>::bottom : Limits<T>::top}; }
+};
+
+// The same among numbers, free of NaNs: one instruction.
+template <class T, bool IsMax>
+struct SelectNumbers : Select<T, IsMax> {
+  static constexpr bool kNumbersOnly = kIsFloat<T>;
+  template <int L>
+  static ANYPOOL_INLINE Vec<T, L> merged(Vec<T, L> l, Vec<T, L> r) {
+    return IsMax ? max_of_numbers(l, r) : min_of_numbers(l, r);
+  }
 };
 
 // The winner and its offset in the window: the first of equal values, the last of several NaNs. The order is total, so
@@ -114,6 +129,7 @@ struct Sum {
   using A = T;
   using B = char;
   static constexpr bool kPair = false, kCoded = false;
+  static constexpr bool kNumbersOnly = false;  // whether a NaN would be lost
   static constexpr int kMaxLanes = kLanes<T>;
   template <int L>
   struct State {
@@ -128,8 +144,12 @@ struct Sum {
     store(r.a + i * sizeof(T), s.a);
   }
   template <int L>
+  static ANYPOOL_INLINE Vec<T, L> merged(Vec<T, L> l, Vec<T, L> r) {
+    return l + r;
+  }
+  template <int L>
   static ANYPOOL_INLINE State<L> merge(State<L> l, State<L> r) {
-    return {l.a + r.a};
+    return {merged<L>(l.a, r.a)};
   }
   // -0.0 and not 0.0: the only float that leaves every other one as it is, -0.0 included.
   static ANYPOOL_INLINE State<1> identity() { return {kIsFloat<T> ? T(-0.0) : T(0)}; }

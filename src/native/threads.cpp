@@ -4,7 +4,10 @@
 #include <pthread.h>
 #include <unistd.h>
 #if defined(__linux__)
+#include <link.h>
 #include <sched.h>
+#elif defined(__APPLE__)
+#include <mach-o/dyld.h>
 #endif
 
 #include <algorithm>
@@ -47,18 +50,40 @@ Torch find_torch() {
   return found;
 }
 
+// How many libraries this process has loaded so far: unless that has grown, PyTorch is still not among them.
+uint64_t libraries_loaded() {
+#if defined(__linux__)
+  uint64_t loaded = 0;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* out) {
+        *static_cast<uint64_t*>(out) = info->dlpi_adds;
+        return 1;  // the first one tells
+      },
+      &loaded);
+  return loaded;
+#elif defined(__APPLE__)
+  return _dyld_image_count();
+#else
+  static std::atomic<uint64_t> always_another{1};
+  return always_another.fetch_add(1);
+#endif
+}
+
 const Torch& torch() {
+  static const Torch none;
   static std::atomic<const Torch*> known{nullptr};  // once found, kept: a loaded PyTorch is never unloaded
+  static std::atomic<uint64_t> searched{0};
   if (const Torch* t = known.load(std::memory_order_acquire)) return *t;
-  static thread_local Torch now;
-  now = find_torch();
-  if (now.parallel_for) {
-    const Torch* fresh = new Torch(now);
-    const Torch* none = nullptr;
-    if (!known.compare_exchange_strong(none, fresh)) delete fresh;
-    return *known.load();
+  const uint64_t loaded = libraries_loaded();
+  if (searched.load() == loaded) return none;  // a search takes 20 us, as long as a small pooling
+  const Torch now = find_torch();
+  if (!now.parallel_for) {
+    searched.store(loaded);
+    return none;
   }
-  return now;
+  const Torch *fresh = new Torch(now), *before = nullptr;
+  if (!known.compare_exchange_strong(before, fresh)) delete fresh;
+  return *known.load();
 }
 
 int cgroup_limit() {
