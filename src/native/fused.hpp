@@ -2,7 +2,7 @@
 // d and h in registers and, still there, over w. Results are those of the engine to the bit: the order is the same.
 #pragma once
 #include "lanes.hpp"
-#include "read_ahead.hpp"
+#include "new_rows.hpp"
 #include "tree.hpp"
 
 namespace anypool {
@@ -23,8 +23,7 @@ struct FusedJob {
   i64 y_step, n, count;
   const char* divisor;
   bool reciprocal;
-  i64 ahead;  // how many bytes to read ahead, not beyond `limit`; 0: rows are so long that there is no need to
-  const char* limit;
+  bool in_order;  // whether to read the new rows of a window one after the other first
 };
 // Returns whether it met a NaN in the rows that the output row before has not seen, the last ones of each plane, as many
 // as the stride on w; the outputs are worth nothing then. Sums and integers never do.
@@ -181,10 +180,8 @@ class Fused {
     Fused f(job);
     char* y = job.y;
     for (i64 r = 0; r < job.count; ++r, y += job.y_step) {
-      for (int d = 0; job.ahead && d < KD; ++d) {
-        const char* fresh = reinterpret_cast<const char*>(f.rows_[d * KH + KH - 1]) + job.ahead;
-        read_ahead(fresh, job.step[d * KH + KH - 1], job.limit);
-      }
+      for (int i = 0; S > 1 && job.in_order && i < KD * KH; ++i)
+        if (i % KH >= KH - S) read_in_order(f.rows_[i], job.cols * i64(sizeof(T)));
       f.row(reinterpret_cast<T*>(y));
       for (int i = 0; i < KD * KH; ++i)
         f.rows_[i] = reinterpret_cast<const T*>(reinterpret_cast<const char*>(f.rows_[i]) + job.step[i]);
@@ -299,7 +296,6 @@ class FusedRows {
   const Tile& t_;
   const FusedKernel kernel_;
   const HasNaN has_nan_;
-  i64 ahead_ = 0;
   char *none_ = nullptr, *divisor_ = nullptr;  // a row that is absent; what each column divides by
   double rows_ = 0;                            // the divisor's other factor, for which divisor_ holds
   i64 first_ = -1;
@@ -313,7 +309,6 @@ class FusedRows {
         has_nan_(plan.merge == Merge::sum ? nullptr : has_nan_of(plan.in)) {
     if (!kernel_) return;
     const i64 row = p_.axis[2].n_in * size_of(p_.in);
-    if (row < kPage) ahead_ = higher(1, kPage / higher(row, 1)) * row;
     if (may_miss(p_.axis[0]) || may_miss(p_.axis[1])) none_ = arena.take(row);
     if (p_.finish == Finish::divide) divisor_ = arena.take(lower(p_.tile_w, p_.axis[2].n_out) * 8 + 256);
     if (!arena.base || !none_) return;
@@ -340,7 +335,7 @@ class FusedRows {
     const Window wd = window_of(p_.axis[0], t_.od);
     FusedJob job;
     job.cols = w.n_in, job.start = t_.ow0 * w.stride - w.pad, job.n = t_.outputs(), job.y_step = p_.y_stride[1] * bytes;
-    job.ahead = ahead_, job.limit = ahead_ ? readable_end(p_, buffers, x) : nullptr;
+    job.in_order = row < kPage;
     i64 looked = 0, clean_from = INT64_MIN;  // rows in which NaNs were looked for, and behind the last one found
     for (i64 oh = oh0; oh < oh1; oh += job.count) {
       const Window wh = window_of(h, oh);

@@ -1,4 +1,4 @@
-// Reading ahead, and looking for NaNs.
+// What a kernel does to rows before it merges them: reads them in order, and looks for NaNs.
 #pragma once
 #include "elements.hpp"
 
@@ -6,32 +6,18 @@ namespace anypool {
 namespace {
 
 // A window walks several rows side by side, a pattern in which the prefetchers of today's processors see no stream: from
-// memory it is two to three times slower than the same bytes one after the other. So what comes a page later is read in
-// the order in which it lies, a load per cache line.
-constexpr i64 kPage = 4096;  // bytes, beyond which prefetchers do not look
-ANYPOOL_INLINE void read_ahead(const char* from, i64 n, const char* limit) {
-  const char* end = from + n < limit ? from + n : limit;
-  for (; from < end; from += 64) {
+// memory it takes twice as long as the same bytes one after the other. So rows are first read in the order in which they
+// lie, a load per cache line. Rows longer than a page, beyond which prefetchers do not look, do not need it.
+constexpr i64 kPage = 4096;
+ANYPOOL_INLINE void read_in_order(const void* row, i64 bytes) {
+  const char* p = static_cast<const char*>(row);
+  for (i64 i = 0; i < bytes; i += 64) {
 #if defined(__x86_64__)
-    asm volatile("movb %0, %%al" ::"m"(*from) : "al");  // a prefetch would be dropped when many are under way
+    asm volatile("movb %0, %%al" ::"m"(p[i]) : "al");  // a prefetch would be dropped when many are under way
 #else
-    __builtin_prefetch(from);
+    __builtin_prefetch(p + i);
 #endif
   }
-}
-
-// How far reading ahead may go from the plane at x on: if its elements follow one another, to its end, or to that of the
-// array if its planes do so too; else nowhere.
-inline const char* readable_end(const Plan& p, const Buffers& buffers, const char* x) {
-  const i64 row = p.axis[2].n_in * p.inner, plane = row * p.axis[1].n_in;
-  const bool dense = (p.inner == 1 || p.x_stride[3] == 1) && (p.axis[2].n_in == 1 || p.x_stride[2] == p.inner) &&
-                     (p.axis[1].n_in == 1 || p.x_stride[1] == row) && (p.axis[0].n_in == 1 || p.x_stride[0] == plane);
-  if (!dense) return nullptr;
-  i64 n = p.axis[0].n_in * plane;
-  const char* plane_end = x + n * size_of(p.in);
-  for (int a = p.n_outer; a > 0; n *= p.outer[--a])
-    if (p.outer[a - 1] > 1 && p.x_outer[a - 1] != n) return plane_end;
-  return static_cast<const char*>(buffers.x) + n * size_of(p.in);
 }
 
 // Whether a NaN was among the vectors seen.
