@@ -40,7 +40,8 @@ class InputRows {
   const Convert load_;
   const bool direct_;
   Row kept_[kKept];
-  double* aux_;
+  double *aux_, *divisor_w_;                 // divisor_w_: of each column, in an adjoint
+  i64 divisor_from_ = -1, divisor_to_ = -1;  // the columns that it holds
   const char* x_ = nullptr;
   Shape shape_{};
   int next_ = 0;
@@ -56,6 +57,8 @@ class InputRows {
                 (plan.inner == 1 ? plan.x_stride[2] == 1 || plan.axis[2].n_in == 1 : plan.x_stride[3] == 1)) {
     for (Row& r : kept_) r = direct_ ? Row{} : take_row(arena, k_, n);
     aux_ = p_.lift >= Lift::over_power ? arena.take_array<double>(n) : nullptr;
+    const bool divides = p_.lift == Lift::over_divisor && p_.divisor != Divisor::constant;
+    divisor_w_ = divides ? arena.take_array<double>(n) : nullptr;
   }
 
   bool direct() const { return direct_; }
@@ -64,6 +67,10 @@ class InputRows {
     x_ = static_cast<const char*>(buffers.x) +
          (outer_offset(p_, p_.x_outer, t_.outer) + t_.c0 * p_.x_stride[3]) * bytes_;
     shape_ = shape_of_tile();
+    if (!divisor_w_ || (t_.w_lo == divisor_from_ && t_.w_hi == divisor_to_)) return;
+    divisor_from_ = t_.w_lo, divisor_to_ = t_.w_hi;
+    for (i64 j = t_.w_lo; j < t_.w_hi; ++j)
+      divisor_w_[j - t_.w_lo] = double(divisor_of(p_.forward[2], j, p_.divisor));
   }
 
   // Rows as merges over d and h see them: one piece where they lie so, else column by column.
@@ -120,8 +127,13 @@ class InputRows {
     }
     const double rows =
         double(divisor_of(p_.forward[0], d, p_.divisor)) * double(divisor_of(p_.forward[1], h, p_.divisor));
-    for (i64 j = t_.w_lo; j < t_.w_hi; ++j) {
-      const T by = T(rows * double(divisor_of(p_.forward[2], j, p_.divisor)));
+    const double* each = divisor_w_;
+    if (t_.cb == 1) {
+      for (i64 i = 0; i < n; ++i) v[i] /= T(rows * each[i]);
+      return;
+    }
+    for (i64 j = 0; j < n / t_.cb; ++j) {
+      const T by = T(rows * each[j]);
       for (i64 c = 0; c < t_.cb; ++c) *v++ /= by;
     }
   }

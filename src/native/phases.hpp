@@ -53,10 +53,11 @@ void join_phases(char* dst, const char* src, i64 phase_pitch, i64 from, i64 n, i
   T* out = reinterpret_cast<T*>(dst);
   const T* in = reinterpret_cast<const T*>(src);
   i64 j = 0;
-  if (s == 2 && from % 2 == 0) {
-    const T *even = in + from / 2, *odd = even + phase_pitch;
-    for (; j + 2 * L <= n; j += 2 * L) {
-      auto a = load<Vec<T, L>>(even + j / 2), b = load<Vec<T, L>>(odd + j / 2);
+  if (s == 2 && n > 0) {
+    if (from % 2) out[j++] = in[phase_pitch + from / 2];
+    const T *even = in + (from + j) / 2, *odd = even + phase_pitch;
+    for (; j + 2 * L <= n; j += 2 * L, even += L, odd += L) {
+      auto a = load<Vec<T, L>>(even), b = load<Vec<T, L>>(odd);
       store(out + j, Zip<T, L>::low(a, b));
       store(out + j + L, Zip<T, L>::high(a, b));
     }

@@ -2,6 +2,7 @@
 // Each gradient element is written once, in a fixed order; nothing is scattered into the output.
 #pragma once
 #include "elements.hpp"
+#include "phases.hpp"
 #include "scratch.hpp"
 
 namespace anypool {
@@ -11,6 +12,7 @@ namespace {
 // ones: their n_out belongs to grad_y (x here) and the codes, their n_in to grad_x (y here).
 template <class A, class I>
 class SelectBackward {
+  static constexpr i64 kKeptBytes = 64 << 10;
   static constexpr DType kAcc = sizeof(A) == 4 ? DType::f32 : DType::f64;
   static constexpr DType kLane = sizeof(I) == 4 ? DType::i32 : DType::i64;
   const Plan& p_;
@@ -19,6 +21,7 @@ class SelectBackward {
   i64 cb_max_, places_, n_out_;
   A *sum_, *grad_, *line_;
   I* code_;
+  i64 kept_ = 1, row_ = 0, *tag_;  // output rows in scratch, elements of one, and which they are: od * n_out + oh
   i64 c0_ = 0, cb_ = 0, outer_ = 0;
 
  public:
@@ -31,8 +34,13 @@ class SelectBackward {
     places_ = phases() * (ceil_div(higher(w.n_in + left, reach()), phases()) + 1);
     sum_ = reinterpret_cast<A*>(arena_.take(places_ * cb_max_ * sizeof(A)));
     line_ = reinterpret_cast<A*>(arena_.take(w.n_in * cb_max_ * sizeof(A)));
-    grad_ = reinterpret_cast<A*>(arena_.take(n_out_ * cb_max_ * sizeof(A)));
-    code_ = reinterpret_cast<I*>(arena_.take(n_out_ * cb_max_ * sizeof(I)));
+    // Input rows that follow one another see the same output rows: as many as a window has taps there.
+    const Axis &d = p_.axis[0], &h = p_.axis[1];
+    row_ = round_up(n_out_ * cb_max_, 16);
+    kept_ = lower(d.kernel * h.kernel, higher(1, kKeptBytes / higher(1, row_ * i64(sizeof(A) + sizeof(I)))));
+    grad_ = arena_.take_array<A>(kept_ * row_);
+    code_ = arena_.take_array<I>(kept_ * row_);
+    tag_ = arena_.take_array<i64>(kept_);
   }
   i64 scratch_bytes() const { return arena_.used; }
 
@@ -48,6 +56,7 @@ class SelectBackward {
       c0_ = rest % chunks * p_.tile_c;
       cb_ = lower(p_.tile_c, p_.inner - c0_);
       outer_ = rest / chunks;
+      for (i64 i = 0; i < kept_; ++i) tag_[i] = -1;
       const i64 last = lower((block + 1) * p_.rows_block, p_.axis[1].n_in);
       for (i64 ih = block * p_.rows_block; ih < last; ++ih) input_row(id, ih);
     }
@@ -102,42 +111,47 @@ class SelectBackward {
 
   void add_row(i64 od, i64 oh, i64 base) {
     const Axis& w = p_.axis[2];
-    load_grad(od, oh);
-    load_codes(od, oh);
+    const i64 which = od * p_.axis[1].n_out + oh, slot = which % kept_;
+    const A* grad = grad_ + slot * row_;
+    const I* code = code_ + slot * row_;
+    if (tag_[slot] != which) {
+      tag_[slot] = which;
+      load_grad(od, oh, grad_ + slot * row_);
+      load_codes(od, oh, code_ + slot * row_);
+    }
     if (sliding() && w.kernel <= 4) {
       for (i64 t = w.kernel - 1; t >= 0; --t) {  // last tap first: each place then adds its windows in ascending order
         const i64 q = t * w.dilation;
-        add_where(sum_ + (q % w.stride * (places_ / w.stride) + q / w.stride) * cb_, I(base + t), n_out_ * cb_);
+        add_where(sum_ + (q % w.stride * (places_ / w.stride) + q / w.stride) * cb_, grad, code, I(base + t),
+                  n_out_ * cb_);
       }
       return;
     }
     for (i64 o = 0; o < n_out_; ++o) {  // wide or irregular windows: each output knows its winner's place in this row
       const Window v = window_of(w, o);
       for (i64 c = 0; c < cb_; ++c) {
-        const i64 t = i64(code_[o * cb_ + c]) - base;
-        if (t >= v.lo && t < v.hi) sum_[place(v.at(t)) * cb_ + c] += grad_[o * cb_ + c];
+        const i64 t = i64(code[o * cb_ + c]) - base;
+        if (t >= v.lo && t < v.hi) sum_[place(v.at(t)) * cb_ + c] += grad[o * cb_ + c];
       }
     }
   }
-  void add_where(A* sum, I code, i64 n) {
-    const A* g = grad_;
-    const I* k = code_;
+  static void add_where(A* sum, const A* grad, const I* codes, I code, i64 n) {
 #pragma GCC ivdep
-    for (i64 i = 0; i < n; ++i) sum[i] += k[i] == code ? g[i] : A(0);
+    for (i64 i = 0; i < n; ++i) sum[i] += codes[i] == code ? grad[i] : A(0);
   }
 
-  void load_grad(i64 od, i64 oh) {
+  void load_grad(i64 od, i64 oh, A* into) {
     const i64 at = offset(p_.x_outer, p_.x_stride, od, oh);
-    load_columns(converter(p_.in, kAcc), grad_, sizeof(A), static_cast<const char*>(buf_.x) + at * size_of(p_.in),
+    load_columns(converter(p_.in, kAcc), into, sizeof(A), static_cast<const char*>(buf_.x) + at * size_of(p_.in),
                  size_of(p_.in), p_.x_stride);
   }
-  void load_codes(i64 od, i64 oh) {
+  void load_codes(i64 od, i64 oh, I* into) {
     const i64 at = offset(p_.code_outer, p_.code_stride, od, oh);
     const DType type = p_.code == Code::u8    ? DType::u8
                        : p_.code == Code::u16 ? DType::u16
                        : p_.code == Code::i32 ? DType::i32
                                               : DType::i64;
-    load_columns(converter(type, kLane), code_, sizeof(I), static_cast<const char*>(buf_.code) + at * size_of(type),
+    load_columns(converter(type, kLane), into, sizeof(I), static_cast<const char*>(buf_.code) + at * size_of(type),
                  size_of(type), p_.code_stride);
   }
   void load_columns(Convert copy, void* into, i64 bytes, const char* in, i64 in_bytes, const i64* stride) {
@@ -159,6 +173,9 @@ class SelectBackward {
     const A* line = line_;
     if (phases() == 1) {
       line = sum_ + place(0) * cb_;
+    } else if (cb_ == 1) {
+      join_phases(sizeof(A), reinterpret_cast<char*>(line_), reinterpret_cast<const char*>(sum_), places_ / phases(),
+                  p_.axis[2].pad, n, phases());
     } else {
       for (i64 j = 0; j < n; ++j) {
         const A* from = sum_ + place(j) * cb_;
