@@ -12,6 +12,7 @@ constexpr i64 kBlock = 1024;  // taps merged at once in a window longer than a t
 enum class Way {
   taps,        // all outputs at once, tap by tap: tap t of all of them is a row
   phases,      // the same with a stride: the line is de-interleaved first
+  halving,     // windows side by side whose width is a power of two: neighbours are merged, again and again
   doubling,    // wide windows that overlap
   each,        // one output after the other: windows that differ, or lie far apart
   blocks,      // the same for windows longer than a tile
@@ -33,6 +34,7 @@ class HorizontalMerge {
   int levels_ = 0;
   i64 place0_ = 0, places_ = 0, from_ = 0;  // transposed: places of the tile's outputs
   bool padded_ = false;
+  Row halves_[2];
   Row even_{}, odd_{};  // phases of stride 2: where the tile's even and odd columns go
 
  public:
@@ -45,7 +47,9 @@ class HorizontalMerge {
     if (doubles(w)) return Way::doubling;
     const bool each = w.kind == AxisKind::table || (p.inner == 1 && (w.n_out < 4 || w.stride > 8));
     if (each) return w.kernel > 4 * kBlock ? Way::blocks : Way::each;
-    return p.inner == 1 && w.stride > 1 ? Way::phases : Way::taps;
+    if (p.inner != 1 || w.stride == 1) return Way::taps;
+    const bool side_by_side = w.kernel == w.stride && w.dilation == 1 && (w.kernel & (w.kernel - 1)) == 0;
+    return side_by_side && p.code == Code::none && p.merge != Merge::scaled_sum ? Way::halving : Way::phases;
   }
   // Columns of a line, padding included, for a tile of p.tile_w outputs.
   static i64 columns_of(const Plan& p) {
@@ -84,6 +88,7 @@ class HorizontalMerge {
       place_of_tap_ = arena.take_array<i64>(w_.kernel);
       for (i64 t = 0; arena.base && t < w_.kernel; ++t) place_of_tap_[t] = place_of(t * w_.dilation);
     }
+    for (Row& r : halves_) r = way_ == Way::halving ? take_row(arena, k_, cols_ / 2 + 3 * ANYPOOL_VECTOR_BYTES) : Row{};
     split_spare_ = way_ == Way::phases ? arena.take((2 * cols_ + 256) * 8) : nullptr;
     while ((i64(2) << levels_) <= w_.kernel) ++levels_;
     if (way_ != Way::doubling) levels_ = 0;
@@ -122,6 +127,7 @@ class HorizontalMerge {
   void merge(Row dst, i64 pitch, i64 oh, VerticalMerge& vertical, Tile& t, const Buffers& buffers) {
     switch (way_) {
       case Way::phases: return merge_phases(dst, oh, vertical);
+      case Way::halving: return merge_halving(dst, oh, vertical);
       case Way::doubling: return merge_doubled(dst, pitch, oh, vertical);
       case Way::transposed: return merge_transposed(dst, oh, vertical);
       case Way::taps: return merge_taps(dst, pitch, oh, vertical);
@@ -187,6 +193,17 @@ class HorizontalMerge {
     }
     tree_.merge({dst, t_.outputs()}, 0, w_.kernel, 0, w_.kernel, {1, t_.outputs()},
                 [&](i64 t, Source& s) { set_at(s, k_, phases_, place_of_tap_[t], t); });
+  }
+
+  void merge_halving(Row dst, i64 oh, VerticalMerge& vertical) {
+    vertical.merge({at_column(t_.w_lo), 1}, oh);
+    Row from = line_;
+    int into = 0;
+    for (i64 left = w_.kernel; left > 1; left /= 2, into ^= 1) {
+      k_.halve(halves_[into], from, t_.outputs() * left / 2);
+      from = halves_[into];
+    }
+    __builtin_memcpy(dst.a, from.a, size_t(t_.outputs() * k_.a_bytes));
   }
 
   void merge_doubled(Row dst, i64 pitch, i64 oh, VerticalMerge& vertical) {
@@ -259,6 +276,10 @@ class HorizontalMerge {
   }
   void merge_transposed(Row dst, i64 oh, VerticalMerge& vertical) {
     vertical.merge({at_column(t_.w_lo), 1}, oh);
+    if (w_.kernel == w_.stride && !k_.b_bytes) {  // windows side by side: each input was seen once
+      const Row first = advance(k_, line_, place0_ - t_.base);
+      return repeat_columns(k_.a_bytes, dst.a, first.a, from_, t_.outputs(), w_.stride);
+    }
     for (i64 r = 0; r < w_.stride; ++r) {
       const Row phase = advance(k_, phases_, r * phase_pitch_);
       const i64 taps = taps_of_phase(r), first = place0_ - taps + 1 - t_.base;

@@ -199,6 +199,8 @@ struct Kernel {
   void (*merge_split)(Row even, Row odd, const Source* sources, int n, i64 width);
   // One row: the merge of n plain rows `step` bytes apart, whose codes are `unit` apart.
   void (*merge_tall)(Row dst, const Source& first, i64 step, i64 unit, i64 n, i64 width);
+  // dst[i] = merge of src[2 i] and src[2 i + 1], i < n; reads and writes up to two vectors more.
+  void (*halve)(Row dst, Row src, i64 n);
   void (*identity)(Row dst, i64 from, i64 to);
   // One state: taps [lo, lo + n) of a window whose tap t lies at line[t * step], those outside [first, last) being absent.
   void (*run)(Row dst, Source line, i64 step, i64 lo, i64 n, i64 first, i64 last);
@@ -222,6 +224,13 @@ ANYPOOL_INLINE typename Op::template State<L> merge_neighbours(typename Op::temp
     even.b = Unzip<typename Op::B, L>::even(l.b, r.b), odd.b = Unzip<typename Op::B, L>::odd(l.b, r.b);
   }
   return Op::template merge<L>(even, odd);
+}
+template <class Op>
+void halve_row(Row dst, Row src, i64 n) {
+  constexpr int L = Op::kMaxLanes;
+  for (i64 i = 0; i < n; i += L)
+    Op::template put<L>(dst, i, merge_neighbours<Op, L>(Op::template get<L>(src.a, src.b, 0, 2 * i),
+                                                        Op::template get<L>(src.a, src.b, 0, 2 * i + L)));
 }
 // N * L neighbouring columns, N a power of two, as one vector of partial trees, in order.
 template <class Op, int N, int L>
@@ -274,6 +283,7 @@ constexpr Kernel kKernel = {sizeof(typename Op::A),
                             merge_rows<Op>,
                             merge_split<Op>,
                             merge_tall_rows<Op>,
+                            halve_row<Op>,
                             fill_identity<Op>,
                             put_run<Op>};
 

@@ -73,5 +73,19 @@ inline void join_phases(i64 bytes, char* dst, const char* src, i64 phase_pitch, 
              : join_phases<uint64_t>(dst, src, phase_pitch, from, n, s);
 }
 
+// Each element s times: element i becomes columns i * s … of which [from, from + n) are wanted.
+template <class T>
+void repeat_columns(T* out, const T* in, i64 from, i64 n, i64 s) {
+  for (i64 i = from / s, skip = from % s; n > 0; ++i, skip = 0) {
+    const i64 count = s - skip < n ? s - skip : n;
+    for (i64 r = 0; r < count; ++r) out[r] = in[i];
+    out += count, n -= count;
+  }
+}
+inline void repeat_columns(i64 bytes, char* dst, const char* src, i64 from, i64 n, i64 s) {
+  bytes == 4 ? repeat_columns(reinterpret_cast<uint32_t*>(dst), reinterpret_cast<const uint32_t*>(src), from, n, s)
+             : repeat_columns(reinterpret_cast<uint64_t*>(dst), reinterpret_cast<const uint64_t*>(src), from, n, s);
+}
+
 }  // namespace
 }  // namespace anypool

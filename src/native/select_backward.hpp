@@ -65,14 +65,15 @@ class SelectBackward {
  private:
   // Columns are summed at place (j + pad) % stride, (j + pad) / stride: there, one tap of all windows is contiguous.
   bool sliding() const { return p_.axis[2].kind == AxisKind::sliding; }
-  i64 phases() const { return sliding() ? p_.axis[2].stride : 1; }
+  bool by_taps() const { return sliding() && p_.axis[2].kernel <= 4; }
+  i64 phases() const { return by_taps() ? p_.axis[2].stride : 1; }
   i64 reach() const {
     const Axis& w = p_.axis[2];
     return sliding() ? (w.n_out - 1) * w.stride + (w.kernel - 1) * w.dilation + 1 : w.n_in;
   }
   i64 place(i64 j) const {
     const i64 q = sliding() ? j + p_.axis[2].pad : j, s = phases();
-    return q % s * (places_ / s) + q / s;
+    return s == 1 ? q : q % s * (places_ / s) + q / s;
   }
 
   // The outputs o that may have seen input j, as a range; covers() then tells by which tap.
@@ -119,7 +120,7 @@ class SelectBackward {
       load_grad(od, oh, grad_ + slot * row_);
       load_codes(od, oh, code_ + slot * row_);
     }
-    if (sliding() && w.kernel <= 4) {
+    if (by_taps()) {
       for (i64 t = w.kernel - 1; t >= 0; --t) {  // last tap first: each place then adds its windows in ascending order
         const i64 q = t * w.dilation;
         add_where(sum_ + (q % w.stride * (places_ / w.stride) + q / w.stride) * cb_, grad, code, I(base + t),
@@ -128,10 +129,10 @@ class SelectBackward {
       return;
     }
     for (i64 o = 0; o < n_out_; ++o) {  // wide or irregular windows: each output knows its winner's place in this row
-      const Window v = window_of(w, o);
+      const i64 start = sliding() ? o * w.stride - w.pad : w.first[o];
       for (i64 c = 0; c < cb_; ++c) {
         const i64 t = i64(code[o * cb_ + c]) - base;
-        if (t >= v.lo && t < v.hi) sum_[place(v.at(t)) * cb_ + c] += grad[o * cb_ + c];
+        if (t >= 0 && t < w.kernel) sum_[place(start + t * w.dilation) * cb_ + c] += grad[o * cb_ + c];
       }
     }
   }
