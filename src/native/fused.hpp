@@ -272,8 +272,9 @@ inline FusedKernel fused_kernel_of(const Plan& p) {
     if (a.kind != AxisKind::sliding) return nullptr;
   const Axis& w = p.axis[2];
   if (p.inner != 1 || p.x_stride[2] != 1 || p.y_stride[2] != 1 || p.lift != Lift::none || p.code != Code::none ||
-      p.out != p.in || (w.stride != 1 && w.stride != 2 && w.stride != 4) || w.pad > w.kernel * w.dilation || w.pad_hi > w.kernel * w.dilation ||
-      p.merge == Merge::scaled_sum || (p.finish != Finish::none && p.finish != Finish::divide))
+      p.out != p.in || (w.stride != 1 && w.stride != 2 && w.stride != 4) || w.pad > w.kernel * w.dilation ||
+      w.pad_hi > w.kernel * w.dilation || p.merge == Merge::scaled_sum ||
+      (p.finish != Finish::none && p.finish != Finish::divide))
     return nullptr;
   switch (p.in) {
     case DType::f32: return p.acc == DType::f32 ? fused_kernel<float, float>(p) : nullptr;

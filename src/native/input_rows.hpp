@@ -69,8 +69,7 @@ class InputRows {
     shape_ = shape_of_tile();
     if (!divisor_w_ || (t_.w_lo == divisor_from_ && t_.w_hi == divisor_to_)) return;
     divisor_from_ = t_.w_lo, divisor_to_ = t_.w_hi;
-    for (i64 j = t_.w_lo; j < t_.w_hi; ++j)
-      divisor_w_[j - t_.w_lo] = double(divisor_of(p_.forward[2], j, p_.divisor));
+    for (i64 j = t_.w_lo; j < t_.w_hi; ++j) divisor_w_[j - t_.w_lo] = double(divisor_of(p_.forward[2], j, p_.divisor));
   }
 
   // Rows as merges over d and h see them: one piece where they lie so, else column by column.

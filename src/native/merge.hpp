@@ -229,8 +229,9 @@ template <class Op>
 void halve_row(Row dst, Row src, i64 n) {
   constexpr int L = Op::kMaxLanes;
   for (i64 i = 0; i < n; i += L)
-    Op::template put<L>(dst, i, merge_neighbours<Op, L>(Op::template get<L>(src.a, src.b, 0, 2 * i),
-                                                        Op::template get<L>(src.a, src.b, 0, 2 * i + L)));
+    Op::template put<L>(dst, i,
+                        merge_neighbours<Op, L>(Op::template get<L>(src.a, src.b, 0, 2 * i),
+                                                Op::template get<L>(src.a, src.b, 0, 2 * i + L)));
 }
 // N * L neighbouring columns, N a power of two, as one vector of partial trees, in order.
 template <class Op, int N, int L>

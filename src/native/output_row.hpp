@@ -69,6 +69,10 @@ class OutputRow {
   // Output row oh, where it lies.
   char* row(i64 oh) const { return y_ + oh * p_.y_stride[1] * bytes_; }
 
+  // Whether rows are contiguous, and then: row oh is as the one before.
+  bool plain() const { return p_.inner == 1 && p_.y_stride[2] == 1; }
+  void repeat(i64 oh) { __builtin_memcpy(row(oh), row(oh - 1), size_t(t_.outputs() * bytes_)); }
+
   // Where the merged row may go: into the output at once, if it has the right type and no second component.
   Row target(i64 oh, i64& pitch) const {
     pitch = t_.cb;

@@ -74,15 +74,29 @@ inline void join_phases(i64 bytes, char* dst, const char* src, i64 phase_pitch, 
 }
 
 // Each element s times: element i becomes columns i * s … of which [from, from + n) are wanted.
+template <class T, int S>
+void repeat_whole(T* out, const T* in, i64 n) {  // n elements, all of their columns
+  for (i64 i = 0; i < n; ++i) store(out + i * S, splat<Vec<T, S>>(in[i]));
+}
 template <class T>
 void repeat_columns(T* out, const T* in, i64 from, i64 n, i64 s) {
-  for (i64 i = from / s, skip = from % s; n > 0; ++i, skip = 0) {
-    const i64 count = s - skip < n ? s - skip : n;
-    for (i64 r = 0; r < count; ++r) out[r] = in[i];
-    out += count, n -= count;
+  in += from / s;
+  if (const i64 skip = from % s) {
+    const i64 first = s - skip < n ? s - skip : n;
+    for (i64 r = 0; r < first; ++r) *out++ = *in;
+    ++in, n -= first;
   }
+  switch (const i64 whole = n / s; s) {
+    case 4: repeat_whole<T, 4>(out, in, whole); break;
+    case 8: repeat_whole<T, 8>(out, in, whole); break;
+    default:
+      for (i64 i = 0; i < whole; ++i)
+        for (i64 r = 0; r < s; ++r) out[i * s + r] = in[i];
+  }
+  for (i64 j = n / s * s; j < n; ++j) out[j] = in[j / s];
 }
 inline void repeat_columns(i64 bytes, char* dst, const char* src, i64 from, i64 n, i64 s) {
+  if (s == 2) return join_phases(bytes, dst, src, 0, from, n, s);  // both phases are the same row
   bytes == 4 ? repeat_columns(reinterpret_cast<uint32_t*>(dst), reinterpret_cast<const uint32_t*>(src), from, n, s)
              : repeat_columns(reinterpret_cast<uint64_t*>(dst), reinterpret_cast<const uint64_t*>(src), from, n, s);
 }

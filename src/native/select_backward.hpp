@@ -13,6 +13,7 @@ namespace {
 template <class A, class I>
 class SelectBackward {
   static constexpr i64 kKeptBytes = 64 << 10;
+  static constexpr int kMostRows = 27;
   static constexpr DType kAcc = sizeof(A) == 4 ? DType::f32 : DType::f64;
   static constexpr DType kLane = sizeof(I) == 4 ? DType::i32 : DType::i64;
   const Plan& p_;
@@ -22,6 +23,16 @@ class SelectBackward {
   A *sum_, *grad_, *line_;
   I* code_;
   i64 kept_ = 1, row_ = 0, *tag_;  // output rows in scratch, elements of one, and which they are: od * n_out + oh
+  static constexpr int L = kLanes<A>;
+  static constexpr i64 kMargin =
+      64 / sizeof(A);  // zeros on either side of a row, so that shifted vectors may hang over
+  struct Seen {        // a row of outputs that saw an input row, with the code of its first tap there
+    const A* grad;
+    const I* code;
+    I base;
+  };
+  using Gather = void (*)(const Seen* rows, int n, i64 places, A* line);
+  Gather gather_ = nullptr;
   i64 c0_ = 0, cb_ = 0, outer_ = 0;
 
  public:
@@ -32,15 +43,19 @@ class SelectBackward {
     n_out_ = w.n_out;
     const i64 left = higher(w.pad, 0);
     places_ = phases() * (ceil_div(higher(w.n_in + left, reach()), phases()) + 1);
-    sum_ = reinterpret_cast<A*>(arena_.take(places_ * cb_max_ * sizeof(A)));
-    line_ = reinterpret_cast<A*>(arena_.take(w.n_in * cb_max_ * sizeof(A)));
+    sum_ = arena_.take_array<A>(places_ * cb_max_ + 2 * L);
+    line_ = arena_.take_array<A>(w.n_in * cb_max_);
     // Input rows that follow one another see the same output rows: as many as a window has taps there.
     const Axis &d = p_.axis[0], &h = p_.axis[1];
-    row_ = round_up(n_out_ * cb_max_, 16);
+    row_ = round_up(higher(n_out_ * cb_max_, places_ / phases()), 16) + 2 * kMargin;
     kept_ = lower(d.kernel * h.kernel, higher(1, kKeptBytes / higher(1, row_ * i64(sizeof(A) + sizeof(I)))));
     grad_ = arena_.take_array<A>(kept_ * row_);
     code_ = arena_.take_array<I>(kept_ * row_);
     tag_ = arena_.take_array<i64>(kept_);
+    if (p_.inner == 1 && by_taps() && w.dilation == 1 && w.stride <= 2 && d.kernel * h.kernel <= kMostRows &&
+        d.kind == AxisKind::sliding && h.kind == AxisKind::sliding)
+      gather_ = gather_of(w.kernel, w.stride);
+    if (arena_.base) fill(reinterpret_cast<char*>(grad_), kept_ * row_, A(0));
   }
   i64 scratch_bytes() const { return arena_.used; }
 
@@ -90,12 +105,15 @@ class SelectBackward {
   static i64 tap_of(const Axis& a, i64 o, i64 j) {  // -1: not seen
     const Window w = window_of(a, o);
     const i64 d = j - w.start;
+    if (w.step == 1) return d >= 0 && d < w.hi ? d : -1;  // spares two divisions
     return d >= 0 && d % w.step == 0 && d / w.step < w.hi ? d / w.step : -1;
   }
 
   void input_row(i64 id, i64 ih) {
     const Axis &d = p_.axis[0], &h = p_.axis[1];
-    fill(reinterpret_cast<char*>(sum_), places_ * cb_, A(0));
+    Seen seen[kMostRows];
+    int n = 0;
+    if (!gather_) fill(reinterpret_cast<char*>(sum_), places_ * cb_, A(0));
     i64 od0, od1, oh0, oh1;
     candidates(d, id, od0, od1);
     candidates(h, ih, oh0, oh1);
@@ -104,26 +122,38 @@ class SelectBackward {
       if (td < 0) continue;
       for (i64 oh = oh0; oh <= oh1; ++oh) {
         const i64 th = tap_of(h, oh, ih);
-        if (th >= 0) add_row(od, oh, (td * h.kernel + th) * p_.axis[2].kernel);
+        if (th < 0) continue;
+        output_row(od, oh, (td * h.kernel + th) * p_.axis[2].kernel, seen[n]);
+        if (gather_)
+          ++n;
+        else
+          add_row(seen[n]);
       }
     }
+    if (gather_) gather_(seen, n, places_ / phases(), sum_);
     write_row(id, ih);
   }
 
-  void add_row(i64 od, i64 oh, i64 base) {
-    const Axis& w = p_.axis[2];
+  void output_row(i64 od, i64 oh, i64 base, Seen& row) {  // field by field: see Source
     const i64 which = od * p_.axis[1].n_out + oh, slot = which % kept_;
-    const A* grad = grad_ + slot * row_;
-    const I* code = code_ + slot * row_;
+    A* grad = grad_ + slot * row_ + kMargin;
+    I* code = code_ + slot * row_ + kMargin;
     if (tag_[slot] != which) {
       tag_[slot] = which;
-      load_grad(od, oh, grad_ + slot * row_);
-      load_codes(od, oh, code_ + slot * row_);
+      load_grad(od, oh, grad);
+      load_codes(od, oh, code);
     }
+    row.grad = grad;
+    row.code = code;
+    row.base = I(base);
+  }
+
+  void add_row(const Seen& row) {
+    const Axis& w = p_.axis[2];
     if (by_taps()) {
       for (i64 t = w.kernel - 1; t >= 0; --t) {  // last tap first: each place then adds its windows in ascending order
         const i64 q = t * w.dilation;
-        add_where(sum_ + (q % w.stride * (places_ / w.stride) + q / w.stride) * cb_, grad, code, I(base + t),
+        add_where(sum_ + (q % w.stride * (places_ / w.stride) + q / w.stride) * cb_, row, I(row.base + t),
                   n_out_ * cb_);
       }
       return;
@@ -131,14 +161,52 @@ class SelectBackward {
     for (i64 o = 0; o < n_out_; ++o) {  // wide or irregular windows: each output knows its winner's place in this row
       const i64 start = sliding() ? o * w.stride - w.pad : w.first[o];
       for (i64 c = 0; c < cb_; ++c) {
-        const i64 t = i64(code[o * cb_ + c]) - base;
-        if (t >= 0 && t < w.kernel) sum_[place(start + t * w.dilation) * cb_ + c] += grad[o * cb_ + c];
+        const i64 t = i64(row.code[o * cb_ + c]) - row.base;
+        if (t >= 0 && t < w.kernel) sum_[place(start + t * w.dilation) * cb_ + c] += row.grad[o * cb_ + c];
       }
     }
   }
-  static void add_where(A* sum, const A* grad, const I* codes, I code, i64 n) {
+  static void add_where(A* sum, const Seen& row, I code, i64 n) {
+    const A* grad = row.grad;
+    const I* codes = row.code;
 #pragma GCC ivdep
     for (i64 i = 0; i < n; ++i) sum[i] += codes[i] == code ? grad[i] : A(0);
+  }
+
+  // The sums of an input row, all rows and taps at once, in registers; places of stride S are put side by side.
+  template <int KW, int S>
+  static void gather(const Seen* rows, int n, i64 places, A* line) {
+    using V = Vec<A, L>;
+    using C = Vec<I, L>;
+    for (i64 i = 0; i < places; i += L) {
+      V sum[S] = {};
+      for (int row = 0; row < n; ++row) {
+        const A* g = rows[row].grad + i;
+        const I* k = rows[row].code + i;
+        for (int t = KW - 1; t >= 0; --t) {  // tap t of output i - t / S
+          const C wins = load<C>(k - t / S) == (C{} + I(rows[row].base + t));
+          sum[t % S] += wins ? load<V>(g - t / S) : V{};
+        }
+      }
+      if constexpr (S == 1) {
+        store(line + i, sum[0]);
+      } else {
+        store(line + 2 * i, Zip<A, L>::low(sum[0], sum[1]));
+        store(line + 2 * i + L, Zip<A, L>::high(sum[0], sum[1]));
+      }
+    }
+  }
+  static Gather gather_of(i64 kernel, i64 stride) {
+    switch (kernel * 2 + stride - 3) {
+      case 0: return gather<1, 1>;
+      case 1: return gather<1, 2>;
+      case 2: return gather<2, 1>;
+      case 3: return gather<2, 2>;
+      case 4: return gather<3, 1>;
+      case 5: return gather<3, 2>;
+      case 6: return gather<4, 1>;
+      default: return gather<4, 2>;
+    }
   }
 
   void load_grad(i64 od, i64 oh, A* into) {
@@ -172,7 +240,9 @@ class SelectBackward {
   void write_row(i64 id, i64 ih) {
     const i64 n = p_.axis[2].n_in, at = offset(p_.y_outer, p_.y_stride, id, ih);
     const A* line = line_;
-    if (phases() == 1) {
+    if (gather_) {
+      line = sum_ + p_.axis[2].pad;
+    } else if (phases() == 1) {
       line = sum_ + place(0) * cb_;
     } else if (cb_ == 1) {
       join_phases(sizeof(A), reinterpret_cast<char*>(line_), reinterpret_cast<const char*>(sum_), places_ / phases(),

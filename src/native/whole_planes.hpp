@@ -21,11 +21,7 @@ class WholePlanes {
 
  public:
   WholePlanes(const Plan& p, const Buffers& buffers)
-      : p_(p),
-        buffers_(buffers),
-        rows_(p.axis[1].n_in),
-        cols_(p.axis[2].n_in),
-        last_(inside<L>((C - 1) * L, cols_)) {}
+      : p_(p), buffers_(buffers), rows_(p.axis[1].n_in), cols_(p.axis[2].n_in), last_(inside<L>((C - 1) * L, cols_)) {}
 
   void run(i64 begin, i64 end) const {
     for (i64 plane = begin; plane < end; plane += L) {
@@ -114,10 +110,10 @@ using WholeRun = void (*)(const Plan&, const Buffers&, i64 begin, i64 end);
 template <class T, class A, class Fast, class Careful>
 WholeRun whole_run(i64 vectors) {
   switch (vectors) {
-#define ANYPOOL_WHOLE(C)                                                              \
-  case C:                                                                             \
-    return [](const Plan& p, const Buffers& b, i64 begin, i64 end) {                  \
-      WholePlanes<T, A, Fast, Careful, C>(p, b).run(begin, end);                      \
+#define ANYPOOL_WHOLE(C)                                             \
+  case C:                                                            \
+    return [](const Plan& p, const Buffers& b, i64 begin, i64 end) { \
+      WholePlanes<T, A, Fast, Careful, C>(p, b).run(begin, end);     \
     };
     ANYPOOL_WHOLE(1)
     ANYPOOL_WHOLE(2)
