@@ -104,3 +104,32 @@ def test_the_fastest_way_is_told():
     with backends.use("native"):
         explained = ap.explain(ap.max_pool2d, np.zeros((1, 1, 64, 64), np.float32), 3, 2, 1)
     assert "fused rows" in str(explained)
+
+
+@pytest.mark.parametrize("width", [5, 20, 33])
+@pytest.mark.parametrize(
+    ("stride", "dilation", "padding"),
+    [(1, 1, 1), (2, 1, 1), (2, (3, 1), 1), (1, 2, 1), ((1, 2), 1, 1), ((2, 1), 1, 0), ((2, 1), (2, 1), 1)],
+)
+def test_no_nan_is_lost_in_whatever_row_it_stands(width, stride, dilation, padding):
+    # Fused maxima compare numbers only, and look for NaNs in the rows that are new to a window.
+    met = 0
+    for row in range(9):
+        x = np.zeros((9, width), np.float32)
+        x[row, 2] = np.nan
+        arguments = {"stride": stride, "dilation": dilation, "padding": padding, "ceil_mode": True}
+        got = ap.pool(x, "max", 3, **arguments)
+        with backends.use("reference"):
+            want = ap.pool(x, "max", 3, **arguments)
+        np.testing.assert_array_equal(got, want)
+        met += int(np.isnan(want).any())
+    assert met > 2
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_gradients_in_3d_keep_apart_the_rows_that_one_input_was_seen_by(dilation):
+    x = np.random.default_rng(0).standard_normal((1, 2, 7, 6, 20)).astype(np.float32)
+    arguments = {"axes": (-3, -2, -1), "stride": 1, "dilation": dilation}
+    got = gradient(x, "max", (2, 2, 3), **arguments)
+    with backends.use("reference"):
+        np.testing.assert_allclose(got, gradient(x, "max", (2, 2, 3), **arguments), rtol=1e-6)

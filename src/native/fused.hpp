@@ -341,10 +341,12 @@ class FusedRows {
     for (i64 oh = oh0; oh < oh1; oh += job.count) {
       const Window wh = window_of(h, oh);
       const i64 first = wh.lo < wh.hi ? wh.at(wh.lo) : 0, end = wh.lo < wh.hi ? wh.at(wh.hi - 1) + 1 : 0;
-      if (has_nan_) {  // rows that the kernel takes for known
-        for (i64 r = higher(first, looked); r < end - w.stride; ++r)
+      const bool known = wh.step == 1 || h.stride == 1;  // that the kernel looks through every row sooner or later
+      if (has_nan_) {
+        const i64 own = !known ? end : lower(end, wh.at(wh.taps - (wh.step == 1 ? w.stride : 1)));
+        for (i64 r = higher(first, looked); r < own; ++r)
           if (any_nan(x, wd, r)) clean_from = r + 1;
-        looked = higher(looked, end - w.stride);
+        looked = higher(looked, own);
       }
       job.count = 1;
       if (wh.start < clean_from) {
@@ -352,7 +354,7 @@ class FusedRows {
         continue;
       }
       // The next rows with it, as long as they miss nothing and see no more new rows each than the kernel looks through.
-      if (wh.lo == 0 && wh.hi == wh.taps && h.stride <= w.stride)
+      if (wh.lo == 0 && wh.hi == wh.taps && h.stride <= w.stride && known)
         job.count = lower(oh1 - oh, (h.n_in - end) / h.stride + 1);
       const i64 step = wh.step * row;
       int i = 0;

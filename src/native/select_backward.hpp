@@ -13,7 +13,7 @@ namespace {
 template <class A, class I>
 class SelectBackward {
   static constexpr i64 kKeptBytes = 64 << 10;
-  static constexpr int kMostRows = 27;
+  static constexpr int kMostRows = 27, kMostCodes = 4096;
   static constexpr DType kAcc = sizeof(A) == 4 ? DType::f32 : DType::f64;
   static constexpr DType kLane = sizeof(I) == 4 ? DType::i32 : DType::i64;
   const Plan& p_;
@@ -22,17 +22,18 @@ class SelectBackward {
   i64 cb_max_, places_, n_out_;
   A *sum_, *grad_, *line_;
   I* code_;
-  i64 kept_ = 1, row_ = 0, *tag_;  // output rows in scratch, elements of one, and which they are: od * n_out + oh
+  i64 kept_ = 1, kept_h_ = 1, row_ = 0;  // output rows in scratch, those of one d, elements of a row
+  i64* tag_;                             // which they are: od * n_out + oh
   static constexpr int L = kLanes<A>;
-  static constexpr i64 kMargin =
-      64 / sizeof(A);  // zeros on either side of a row, so that shifted vectors may hang over
-  struct Seen {        // a row of outputs that saw an input row, with the code of its first tap there
+  static constexpr i64 kMargin = 64 / sizeof(A);  // zeros on either side of a row, for shifted vectors to hang over
+  struct Seen {  // a row of outputs that saw an input row, with the code of its first tap there
     const A* grad;
     const I* code;
     I base;
   };
   using Gather = void (*)(const Seen* rows, int n, i64 places, A* line);
   Gather gather_ = nullptr;
+  i64* place_of_code_ = nullptr;  // windows that do not meet: where the taps of a plane lie in grad_x
   i64 c0_ = 0, cb_ = 0, outer_ = 0;
 
  public:
@@ -45,16 +46,20 @@ class SelectBackward {
     places_ = phases() * (ceil_div(higher(w.n_in + left, reach()), phases()) + 1);
     sum_ = arena_.take_array<A>(places_ * cb_max_ + 2 * L);
     line_ = arena_.take_array<A>(w.n_in * cb_max_);
-    // Input rows that follow one another see the same output rows: as many as a window has taps there.
+    // Input rows that follow one another are seen by the same output rows.
     const Axis &d = p_.axis[0], &h = p_.axis[1];
     row_ = round_up(higher(n_out_ * cb_max_, places_ / phases()), 16) + 2 * kMargin;
-    kept_ = lower(d.kernel * h.kernel, higher(1, kKeptBytes / higher(1, row_ * i64(sizeof(A) + sizeof(I)))));
+    kept_h_ = seen_by(h);
+    kept_ = lower(seen_by(d) * kept_h_, higher(1, kKeptBytes / higher(1, row_ * i64(sizeof(A) + sizeof(I)))));
     grad_ = arena_.take_array<A>(kept_ * row_);
     code_ = arena_.take_array<I>(kept_ * row_);
     tag_ = arena_.take_array<i64>(kept_);
-    if (p_.inner == 1 && by_taps() && w.dilation == 1 && w.stride <= 2 && d.kernel * h.kernel <= kMostRows &&
-        d.kind == AxisKind::sliding && h.kind == AxisKind::sliding)
+    if (p_.inner == 1 && by_taps() && w.dilation == 1 && w.stride <= 2 && kept_ == seen_by(d) * kept_h_ &&
+        kept_ <= kMostRows && d.kind == AxisKind::sliding && h.kind == AxisKind::sliding)
       gather_ = gather_of(w.kernel, w.stride);
+    const i64 taps = d.kernel * h.kernel * w.kernel;
+    if (p_.inner == 1 && p_.in == kAcc && p_.out == kAcc && taps <= kMostCodes && apart(d) && apart(h) && apart(w))
+      place_of_code_ = arena_.take_array<i64>(taps);
     if (arena_.base) fill(reinterpret_cast<char*>(grad_), kept_ * row_, A(0));
   }
   i64 scratch_bytes() const { return arena_.used; }
@@ -73,6 +78,10 @@ class SelectBackward {
       outer_ = rest / chunks;
       for (i64 i = 0; i < kept_; ++i) tag_[i] = -1;
       const i64 last = lower((block + 1) * p_.rows_block, p_.axis[1].n_in);
+      if (place_of_code_) {
+        scatter(id, block * p_.rows_block, last);
+        continue;
+      }
       for (i64 ih = block * p_.rows_block; ih < last; ++ih) input_row(id, ih);
     }
   }
@@ -91,6 +100,10 @@ class SelectBackward {
     return s == 1 ? q : q % s * (places_ / s) + q / s;
   }
 
+  // How many outputs that follow one another an input may be seen by.
+  static i64 seen_by(const Axis& a) {
+    return a.kind == AxisKind::sliding ? (a.kernel - 1) * a.dilation / a.stride + 1 : a.kernel;
+  }
   // The outputs o that may have seen input j, as a range; covers() then tells by which tap.
   static void candidates(const Axis& a, i64 j, i64& first, i64& last) {
     if (a.kind == AxisKind::sliding) {
@@ -107,6 +120,47 @@ class SelectBackward {
     const i64 d = j - w.start;
     if (w.step == 1) return d >= 0 && d < w.hi ? d : -1;  // spares two divisions
     return d >= 0 && d % w.step == 0 && d / w.step < w.hi ? d / w.step : -1;
+  }
+
+  // Windows that do not meet: each element has one winner at most to hear of, so that gradients are just put there.
+  static bool apart(const Axis& a) {
+    return a.kind == AxisKind::sliding && (a.n_out == 1 || a.stride > (a.kernel - 1) * a.dilation);
+  }
+  void scatter(i64 id, i64 begin, i64 end) {
+    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
+    A* y = static_cast<A*>(buf_.y) + offset(p_.y_outer, p_.y_stride, id, 0);
+    const i64 row = p_.y_stride[1], column = p_.y_stride[2];
+    for (i64 ih = begin; ih < end; ++ih) {
+      if (column == 1)
+        fill(reinterpret_cast<char*>(y + ih * row), w.n_in, A(0));
+      else
+        for (i64 j = 0; j < w.n_in; ++j) y[ih * row + j * column] = A(0);
+    }
+    i64 od0, od1, oh0, oh1, unused;
+    candidates(d, id, od0, od1);
+    if (od0 > od1) return;
+    const i64 td = tap_of(d, od0, id);
+    if (td < 0) return;
+    for (i64 th = 0; th < h.kernel; ++th)
+      for (i64 tw = 0; tw < w.kernel; ++tw)
+        place_of_code_[th * w.kernel + tw] = th * h.dilation * row + tw * w.dilation * column;
+    candidates(h, begin, oh0, unused);
+    candidates(h, end - 1, unused, oh1);
+    for (i64 oh = oh0; oh <= oh1; ++oh) {
+      Seen seen;
+      output_row(od0, oh, td * h.kernel * w.kernel, seen);
+      const Window wh = window_of(h, oh);
+      const bool inside = wh.start >= begin && wh.at(wh.taps - 1) < end;
+      for (i64 o = 0; o < n_out_; ++o) {
+        const i64 code = i64(seen.code[o]) - seen.base;
+        if (code < 0 || code >= h.kernel * w.kernel) continue;  // won on another d
+        if (!inside) {
+          const i64 ih = wh.at(code / w.kernel);
+          if (ih < begin || ih >= end) continue;  // another task's
+        }
+        y[wh.start * row + (o * w.stride - w.pad) * column + place_of_code_[code]] = seen.grad[o] + A(0);
+      }
+    }
   }
 
   void input_row(i64 id, i64 ih) {
@@ -135,7 +189,7 @@ class SelectBackward {
   }
 
   void output_row(i64 od, i64 oh, i64 base, Seen& row) {  // field by field: see Source
-    const i64 which = od * p_.axis[1].n_out + oh, slot = which % kept_;
+    const i64 which = od * p_.axis[1].n_out + oh, slot = (od * kept_h_ + oh % kept_h_) % kept_;
     A* grad = grad_ + slot * row_ + kMargin;
     I* code = code_ + slot * row_ + kMargin;
     if (tag_[slot] != which) {
