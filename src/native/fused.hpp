@@ -340,11 +340,11 @@ class FusedRows {
     i64 looked = 0, clean_from = INT64_MIN;  // rows in which NaNs were looked for, and behind the last one found
     for (i64 oh = oh0; oh < oh1; oh += job.count) {
       const Window wh = window_of(h, oh);
-      const i64 first = wh.lo < wh.hi ? wh.at(wh.lo) : 0, end = wh.lo < wh.hi ? wh.at(wh.hi - 1) + 1 : 0;
+      const i64 end = wh.lo < wh.hi ? wh.at(wh.hi - 1) + 1 : 0;
       const bool known = wh.step == 1 || h.stride == 1;  // that the kernel looks through every row sooner or later
       if (has_nan_) {
         const i64 own = !known ? end : lower(end, wh.at(wh.taps - (wh.step == 1 ? w.stride : 1)));
-        for (i64 r = higher(first, looked); r < own; ++r)
+        for (i64 r = higher(higher(0, wh.start), looked); r < own; ++r)
           if (any_nan(x, wd, r)) clean_from = r + 1;
         looked = higher(looked, own);
       }
