@@ -401,12 +401,14 @@ class FusedRows {
     const double rows = constant ? p_.divisor_value
                                  : double(divisor_of(p_.forward[0], t_.od, p_.divisor)) *
                                        double(divisor_of(p_.forward[1], oh, p_.divisor));
-    const i64 first = t_.ow0;
+    // Where no column misses a tap, they are all alike, in every tile.
+    const bool alike = constant || !may_miss(p_.forward[2]);
+    const i64 first = alike ? 0 : t_.ow0;
     if (rows != rows_ || first != first_) {
       rows_ = rows, first_ = first;
       reciprocal_ = true;
       const auto put = [&](auto* out) {
-        const i64 n = t_.outputs();
+        const i64 n = alike ? lower(p_.tile_w, p_.axis[2].n_out) : t_.outputs();
         for (i64 o = 0; o < n; ++o) {
           const double by = constant ? rows : rows * double(divisor_of(p_.forward[2], first + o, p_.divisor));
           reciprocal_ &= exact_reciprocal(by);
