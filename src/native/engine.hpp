@@ -60,10 +60,16 @@ class Engine {
       const i64 oh1 = lower(oh0 + p_.rows_block, h.n_out);
       output_.place(buffers);
       placed_ = false;
-      if (fused_)
+      if (fused_) {
         fused_.run(buffers, output_.row(oh0), oh0, oh1, [&](i64 oh) { row(buffers, oh); });
-      else
-        for (i64 oh = oh0; oh < oh1; ++oh) oh > oh0&& repeats(oh) ? output_.repeat(oh) : row(buffers, oh);
+        continue;
+      }
+      for (i64 oh = oh0; oh < oh1; ++oh) {
+        if (oh > oh0 && repeats(oh))
+          output_.repeat(oh);
+        else
+          row(buffers, oh);
+      }
     }
   }
 

@@ -43,7 +43,7 @@ void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* 
 
 extern const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL);
 const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL) = {
-    ANYPOOL_TEXT(ANYPOOL_LEVEL), ANYPOOL_VECTOR_BYTES, fused, whole, scratch_bytes, forward, select_backward,
+    ANYPOOL_TEXT(ANYPOOL_LEVEL), fused, whole, scratch_bytes, forward, select_backward,
 };
 
 }  // namespace anypool

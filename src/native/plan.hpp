@@ -80,7 +80,6 @@ struct Buffers {
 // What one instruction-set level exports. A task is one (outer, inner block, d, row block, column tile).
 struct KernelTable {
   const char* name;
-  int vector_bytes;
   bool (*fused)(const Plan&);  // whether a kernel for just these windows exists, which needs no tiles
   bool (*whole)(const Plan&);  // whether there is one for planes that are windows, which needs no scratch either
   i64 (*scratch_bytes)(const Plan&, bool backward);

@@ -7,8 +7,6 @@
 namespace anypool {
 namespace {
 
-constexpr i64 kWholeColumns = 4;  // vectors that a row may fill
-
 template <class T, class A, class Fast, class Careful, int C>
 class WholePlanes {
   static constexpr int L = kLanes<A>;
