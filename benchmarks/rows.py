@@ -190,7 +190,7 @@ FAMILIES = (
         ),
         0.8,
         0.5,
-        note="The gradient alone, without its forward. It is always a new array: the copy beside it has no such cost.",
+        note="The gradient alone, without its forward.",
     ),
     Family(
         "Other dtypes",

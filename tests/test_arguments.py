@@ -202,6 +202,26 @@ def test_pullback_leaves_its_inputs_alone(reduction, backend):
     assert not np.shares_memory(first, grad)
 
 
+@pytest.mark.parametrize("reduction", cases.REDUCTIONS)
+def test_pullback_writes_into_out(reduction, backend):
+    x = cases.ties((2, 3, 9, 8), np.dtype(np.float32))
+    y, pullback = ap.vjp(ap.pool, x, reduction, (2, 3), stride=1)
+    grad = cases.plain(y.shape, np.dtype(np.float32))
+    wanted = pullback(grad)
+    room = np.full((2, 3, 9, 16), np.nan, np.float32)
+    out = room[..., ::2]
+    assert pullback(grad, out=out) is out
+    assert tolerance.same_bits(out, wanted)
+    assert np.isnan(room[..., 1::2]).all()
+    with pytest.raises(ValueError, match=r"out must have shape \(2, 3, 9, 8\)"):
+        pullback(grad, out=room)
+    with pytest.raises(TypeError, match="out must be a NumPy array, got list"):
+        pullback(grad, out=[0.0])
+    if reduction in ("lp", "logsumexp"):  # their gradient reads x again
+        with pytest.raises(ValueError, match="out must not overlap x"):
+            pullback(grad, out=x)
+
+
 def test_out_overlapping_the_input(backend):
     """Either refused or right; never a wrong answer."""
     x = cases.plain((1, 1, 40), np.dtype(np.float32))

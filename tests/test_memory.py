@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import anypool as ap
+from anypool import memory
 
 MB = 1 << 20
 INPUT = 128 * MB
@@ -102,3 +104,57 @@ def test_huge_virtual_input():
     """A 0-stride array far larger than what may be allocated is pooled in place."""
     x = np.broadcast_to(np.float32(2.5), (1, 1, 1 << 14, 1 << 14))
     assert ap.max_pool2d(x, 1 << 13).tolist() == [[[[2.5, 2.5], [2.5, 2.5]]]]
+
+
+LARGE_INPUT = np.random.default_rng(0).standard_normal((4, 32, 362, 362), np.float32)
+
+
+def test_memory_of_a_large_result_serves_the_next():
+    first = ap.max_pool2d(LARGE_INPUT, 3, 1, 1)
+    assert first.nbytes >= memory.LARGE
+    at, wanted = first.ctypes.data, first.copy()
+    del first
+    again = ap.max_pool2d(LARGE_INPUT, 3, 1, 1)
+    assert again.ctypes.data == at
+    np.testing.assert_array_equal(again, wanted)
+
+
+def test_memory_of_a_large_result_lives_as_long_as_a_view():
+    y = ap.max_pool2d(LARGE_INPUT, 3, 1, 1)
+    at, view, wanted = y.ctypes.data, y[1, :, ::2], y[1, :, ::2].copy()
+    del y
+    other = ap.max_pool2d(-LARGE_INPUT, 3, 1, 1)
+    assert other.ctypes.data != at
+    np.testing.assert_array_equal(view, wanted)
+
+
+def test_large_results_keep_the_axis_order():
+    x = np.moveaxis(np.ascontiguousarray(np.moveaxis(LARGE_INPUT, 1, -1)), -1, 1)
+    y = ap.max_pool2d(x, 3, 1, 1)
+    assert y.strides == x.strides
+    np.testing.assert_array_equal(y, ap.max_pool2d(LARGE_INPUT, 3, 1, 1))
+
+
+def test_kept_memory_is_bounded():
+    results = [ap.max_pool2d(LARGE_INPUT, 3, 1, 1) for _ in range(memory.KEPT_BLOCKS + 3)]
+    assert len({r.ctypes.data for r in results}) == len(results)
+    results.clear()
+    assert len(memory._kept) <= memory.KEPT_BLOCKS
+    assert sum(map(len, memory._kept)) <= memory.KEPT_BYTES
+
+
+def test_large_results_of_many_threads():
+    wanted = [ap.avg_pool2d(LARGE_INPUT * k, 3, 1, 1) for k in range(4)]
+
+    def check(turn: int) -> bool:
+        k = turn % 4
+        return np.array_equal(ap.avg_pool2d(LARGE_INPUT * k, 3, 1, 1), wanted[k])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(check, range(16)))
+
+
+def test_more_than_there_is():
+    x = np.broadcast_to(np.float32(1), (1 << 20, 1, 1 << 12, 1 << 12))  # 64 TB of results
+    with pytest.raises(MemoryError, match="TiB"):
+        ap.max_pool2d(x, 1)

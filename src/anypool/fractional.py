@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anypool.backends import Pass, select
-from anypool.operation import as_array
+from anypool.operation import as_array, pullback_of
 from anypool.reductions import REDUCTIONS, check_dtype, dtypes, is_float
 from anypool.windows import placed, size_argument, sizes_argument
 
@@ -147,19 +147,12 @@ def _make(rank: int) -> Callable[..., Any]:
         codes = planes.outputs(np.uint8 if taps <= 255 else np.uint16 if taps <= 65535 else np.int32)
         y = planes.run("offset", codes)
         result = (y, _indices(planes)) if return_indices else y
-        shape, dtype = planes.x.shape, planes.result
 
-        def pullback(grad_y: Any) -> Array:
-            g = np.asarray(grad_y)
-            if g.shape != y.shape:
-                raise ValueError(f"grad_y must have the result's shape {y.shape}, got {g.shape}")
-            g = g.astype(y.dtype, copy=False)
-            grad_x = np.empty(shape, dtype)
+        def gradient(g: Array, grad_x: Array) -> None:
             for plane, job in planes.passes("offset"):
                 select(job, g[plane])[0].select_backward(job, g[plane], codes[plane], grad_x[plane])
-            return grad_x
 
-        return result, pullback
+        return result, pullback_of(planes.x, y, gradient)
 
     fractional_max_pool.__name__ = fractional_max_pool.__qualname__ = f"fractional_max_pool{rank}d"
     fractional_max_pool.__module__ = "anypool"

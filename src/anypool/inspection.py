@@ -36,7 +36,8 @@ def vjp(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> tuple[Any,
     -------
     y : the result of ``fn(x, …)``
     pullback : function
-        ``pullback(grad_y)`` is the gradient with respect to x, an array of its shape and dtype.
+        ``pullback(grad_y, out=None)`` is the gradient with respect to x, an array of its shape and dtype; ``out`` is
+        where to write it, and must not overlap what the gradient is made from.
 
     Raises
     ------

@@ -6,6 +6,7 @@ take it from there. A description is resolved into a `Problem` once for every sh
 
 from __future__ import annotations
 
+import functools
 import marshal
 import math
 from collections.abc import Callable, Hashable
@@ -18,10 +19,21 @@ import numpy.typing as npt
 from anypool import windows as geometry
 from anypool.backends import Divisor, Pass, select
 from anypool.layouts import axis_order
-from anypool.reductions import LARGEST_MAGNITUDE, SIGNED_LP, Reduction, check_dtype, dtypes, find, is_float
+from anypool.memory import empty, empty_like
+from anypool.reductions import (
+    LARGEST_MAGNITUDE,
+    SIGNED_LP,
+    Reduction,
+    check_dtype,
+    dtypes,
+    find,
+    is_float,
+    plain_gradient,
+)
 from anypool.windows import Windows
 
 Array = npt.NDArray[Any]
+Gradient = Callable[[Array, Array], None]  # (gradient of the result, where to write that of x)
 
 
 class Description(NamedTuple):
@@ -60,6 +72,29 @@ class Problem:
     return_indices: bool
     squeeze: tuple[int, ...]  # pooled axes of size one that the caller does not want
     shape: tuple[int, ...]  # of the result, those axes included
+    dtype: np.dtype[Any]  # of the input
+
+    @functools.cached_property
+    def coded(self) -> Pass:
+        """The pass of a max or min that also gives the winners' offsets."""
+        return self.job.changed(codes="offset")
+
+    @functools.cached_property
+    def adjoint(self) -> Pass:
+        """The pass over the transposed windows that gives the gradient of a sum."""
+        assert isinstance(self.reduction.adjoint, tuple)
+        lift, finish = self.reduction.adjoint
+        through = lift in ("over_power", "over_exp")
+        wide = through or self.job.accumulator == np.float64
+        return self.job.changed(
+            windows=self.job.windows.transpose(),
+            merge="scaled_sum" if through and not plain_gradient(lift, self.job.p, self.dtype) else "sum",
+            lift=lift,
+            finish=finish,
+            accumulator=np.dtype(np.float64 if wide else np.float32),
+            result=self.dtype,
+            codes=None,
+        )
 
 
 def as_array(x: Any) -> Array:
@@ -124,7 +159,7 @@ def _resolve(shape: tuple[int, ...], dtype: np.dtype[Any], what: Description) ->
     result_shape = job.shape(shape)
     _check_size(result_shape, result, where)
     keepdims = _flag("keepdims", what.keepdims, where)
-    return Problem(job, reduction, indices, () if keepdims else axes, result_shape)
+    return Problem(job, reduction, indices, () if keepdims else axes, result_shape, dtype.newbyteorder("="))
 
 
 def _flag(name: str, value: Any, where: str) -> bool:
@@ -213,23 +248,31 @@ def _check_size(shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> Non
 def _output(problem: Problem, x: Array, out: Array | None) -> Array:
     job, shape = problem.job, problem.shape
     if out is None:
-        return np.empty_like(x, job.result, shape=shape)
+        return empty_like(x, job.result, shape)
+    squeeze = problem.squeeze
+    _check_out(out, tuple(n for a, n in enumerate(shape) if a not in squeeze) if squeeze else shape, job.result, x=x)
+    return np.expand_dims(out, squeeze) if squeeze else out
+
+
+def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **read: Array | None) -> None:
+    """Refuse an ``out`` that a result cannot be written into, or that overlaps an array which is still to be read."""
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a NumPy array, got {type(out).__name__} (x: {x.shape})")
-    wanted = tuple(n for a, n in enumerate(shape) if a not in problem.squeeze)
-    if out.shape != wanted or out.dtype != job.result:
-        raise ValueError(
-            f"out must have shape {wanted} and dtype {job.result}, got {out.shape} and {out.dtype} (x: {x.shape})"
-        )
-    if not out.flags.writeable:
-        raise ValueError(f"out must be writeable (x: {x.shape})")
-    if not regular(out):
-        raise ValueError(
-            f"out must be aligned, its strides multiples of {out.itemsize}, got {out.strides} (x: {x.shape})"
-        )
-    if out.size and (any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)) or _overlap(x, out)):
-        raise ValueError(f"out must not overlap x or itself (x: {x.shape})")
-    return np.expand_dims(out, problem.squeeze) if problem.squeeze else out
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(f"out must have shape {shape} and dtype {dtype}, got {out.shape} and {out.dtype}")
+    flags = out.flags
+    if not flags.writeable:
+        raise ValueError(f"out must be writeable (its shape: {shape})")
+    if not flags.c_contiguous or not flags.aligned:
+        if not regular(out):
+            raise ValueError(
+                f"out must be aligned, its strides multiples of {out.itemsize}, got {out.strides} (its shape: {shape})"
+            )
+        if out.size and any(s == 0 and n > 1 for s, n in zip(out.strides, shape, strict=True)):
+            raise ValueError(f"out must not overlap itself, got strides {out.strides} (its shape: {shape})")
+    for name, array in read.items():
+        if array is not None and _overlap(array, out):
+            raise ValueError(f"out must not overlap {name} (its shape: {shape})")
 
 
 def _overlap(a: Array, b: Array) -> bool:
@@ -249,7 +292,7 @@ def run(call: Call) -> Any:
     y = _output(problem, x, call.out)
     backend, _ = select(problem.job, x)
     if problem.return_indices:
-        indices = np.empty_like(y, np.int64, subok=False)
+        indices = empty_like(y, np.dtype(np.int64), y.shape)
         backend.run(problem.job, x, y, indices)
         return _squeezed(problem, y, call.out), _squeezed(problem, indices, None)
     backend.run(problem.job, x, y)
@@ -269,79 +312,75 @@ def differentiate(call: Call) -> tuple[Any, Callable[[Any], Array]]:
     if not is_float(x.dtype) or not is_float(problem.job.result):
         raise TypeError(f"vjp needs floating-point x and result, got {x.dtype} and {problem.job.result} (x: {x.shape})")
     result: Any
+    reads: dict[str, Array] = {}  # what a gradient reads besides that of the result
     if problem.reduction.adjoint == "select":
         y, gradient = _select(problem, x, call.out)  # one run gives the result and the codes
         result = run(call) if problem.return_indices else y
     else:
         result = y = run(call)
-        gradient = _sum_gradient(problem, x, y)
-    y_shape, y_dtype, x_shape = y.shape, y.dtype, x.shape  # the pullback must not keep more alive than it reads
+        gradient, reads = _sum_gradient(problem, x, y)
+    squeeze = problem.squeeze
 
-    def pullback(grad_y: Any) -> Array:
+    def unsqueezed(g: Array, grad_x: Array) -> None:
+        gradient(np.expand_dims(g, squeeze), grad_x)
+
+    return result, pullback_of(x, y, unsqueezed if squeeze else gradient, **reads)
+
+
+def pullback_of(x: Array, y: Array, gradient: Gradient, /, **reads: Array) -> Callable[..., Array]:
+    """Return the function a user gets for a gradient: what it is given is checked, memory is allocated.
+
+    ``reads`` are the arrays that ``gradient`` keeps; nothing else is kept alive.
+    """
+    y_shape, y_dtype, shape, dtype = y.shape, y.dtype, x.shape, x.dtype.newbyteorder("=")
+    order = axis_order(x.strides)
+
+    def pullback(grad_y: Any, out: Array | None = None) -> Array:
         """Return the gradient with respect to x, given that with respect to the result."""
         g = np.asarray(grad_y)
         if g.shape != y_shape:
-            raise ValueError(f"grad_y must have the result's shape {y_shape}, got {g.shape} (x: {x_shape})")
+            raise ValueError(f"grad_y must have the result's shape {y_shape}, got {g.shape} (x: {shape})")
         g = g.astype(y_dtype, copy=False)
-        return gradient(np.expand_dims(g, problem.squeeze) if problem.squeeze else g)
+        if out is not None:
+            _check_out(out, shape, dtype, grad_y=g, **reads)
+        grad_x = empty(shape, dtype, order) if out is None else out
+        gradient(g, grad_x)
+        return grad_x
 
-    return result, pullback
+    return pullback
 
 
-def _with(job: Pass, **changes: Any) -> Pass:
-    fields = {name: getattr(job, name) for name in job.__dataclass_fields__ if name != "compiled"}
-    return Pass(**(fields | changes))
-
-
-def _select(problem: Problem, x: Array, out: Array | None) -> tuple[Array, Callable[[Array], Array]]:
+def _select(problem: Problem, x: Array, out: Array | None) -> tuple[Array, Gradient]:
     """Return the result of a max or min and the gradient, which needs the winners' offsets and nothing of x."""
-    job = _with(problem.job, codes="offset")
-    shape, dtype = x.shape, x.dtype.newbyteorder("=")
-    codes = np.empty_like(x, job.code_dtype(), shape=job.shape(shape), subok=False)
+    job = problem.coded
+    codes = empty_like(x, job.code_dtype(), job.shape(x.shape))
     y = _output(problem, x, out)
     backend, _ = select(job, x)
     backend.run(job, x, y, codes)
     signs = np.sign(x) if job.lift == "absolute" else None
 
-    def gradient(g: Array) -> Array:
-        grad_x = np.empty_like(codes, dtype, shape=shape, subok=False)
+    def gradient(g: Array, grad_x: Array) -> None:
         select(job, g)[0].select_backward(job, g, codes, grad_x)
         if signs is not None:
             grad_x *= signs
-        return grad_x
 
     return _squeezed(problem, y, out), gradient
 
 
-def _sum_gradient(problem: Problem, x: Array, y: Array) -> Callable[[Array], Array]:
-    forward = problem.job
-    assert isinstance(problem.reduction.adjoint, tuple)
-    lift, finish = problem.reduction.adjoint
-    through = lift in ("over_power", "over_exp")
-    wide = through or forward.accumulator == np.float64
-    job = _with(
-        forward,
-        windows=forward.windows.transpose(),
-        merge="scaled_sum" if through else "sum",
-        lift=lift,
-        finish=finish,
-        accumulator=np.dtype(np.float64 if wide else np.float32),
-        result=x.dtype.newbyteorder("="),
-        codes=None,
-    )
-    shape, order = x.shape, axis_order(x.strides)
-    aux = post = None
-    if through:  # x and y take part; y before it was rounded to a half, which would weigh on every weight
-        aux = np.expand_dims(y, problem.squeeze) if problem.squeeze else y
-        post = x if regular(x) else x.astype(job.result)
-        if y.dtype.itemsize < 4:
-            exact = _with(forward, result=forward.accumulator)
-            aux = np.empty_like(x, exact.result, shape=exact.shape(shape), subok=False)
-            select(exact, x)[0].run(exact, x, aux)
+def _sum_gradient(problem: Problem, x: Array, y: Array) -> tuple[Gradient, dict[str, Array]]:
+    """Return the gradient of a sum over windows, which is a sum over the transposed ones, and the arrays it keeps."""
+    forward, job = problem.job, problem.adjoint
+    if job.lift not in ("over_power", "over_exp"):
+        return lambda g, grad_x: select(job, g)[0].run(job, g, grad_x), {}
+    # x and y take part; y before it was rounded to a half, which would weigh on every weight.
+    aux = np.expand_dims(y, problem.squeeze) if problem.squeeze else y
+    post = x if regular(x) else x.astype(job.result)
+    if y.dtype.itemsize < 4:
+        exact = forward.changed(result=forward.accumulator)
+        aux = empty_like(x, exact.result, exact.shape(x.shape))
+        select(exact, x)[0].run(exact, x, aux)
 
-    def gradient(g: Array) -> Array:
-        grad_x: Array = np.empty([shape[a] for a in order], job.result).transpose(np.argsort(order))
+    def gradient(g: Array, grad_x: Array) -> None:
         select(job, g)[0].run(job, g, grad_x, None, aux, post)
-        return grad_x
 
-    return gradient
+    return gradient, {"x": post, "y": aux}

@@ -115,27 +115,39 @@ FINISHES: dict[str, Callable[[State, float], Array]] = {
 }
 
 
-def lift_gradient(name: str, g: Array, y: Array, p: float) -> State:
+def plain_gradient(lift: str, p: float, x: np.dtype[Any]) -> bool:
+    """Return whether the adjoint of a power sum needs no scaled numbers: all its terms are numbers of float64.
+
+    Powers of float32 up to the third, times a gradient and however many of them there are: at most ``2^(4·128 + 30)``.
+    """
+    return lift == "over_power" and p in (1, 2, 3, 4) and x.itemsize <= 4
+
+
+def lift_gradient(name: str, g: Array, y: Array, p: float, *, plain: bool) -> State:
     """Lift a gradient for the adjoint of a power or exponential sum: ``g·|y|^(1-p)`` or ``g·exp(-p·y)``."""
     if name == "over_exp":
         return scaled(g, -y * (p * LOG2E))
     zero = y == 0
+    if plain:
+        return (np.where(zero, 0.0, g) / np.where(zero, 1.0, np.abs(y)) ** (p - 1),)
     return scaled(np.where(zero, 0.0, g), (1 - p) * np.log2(np.where(zero, 1.0, np.abs(y))))
 
 
 def finish_gradient(name: str, state: State, x: Array, p: float) -> Array:
     """Finish that adjoint with the input's own factor: ``exp(p·x)``, or ``|x|^(p-1)`` with or without the sign of x."""
-    a, b = state
+    a, b = state if len(state) == 2 else (state[0], np.zeros(()))
     if name == "times_exp":
         grown = a * np.exp2(b + x * (p * LOG2E))
     else:
         zero = x == 0
-        exponent = b + (p - 1) * np.log2(np.where(zero, 1.0, np.abs(x))) if p != 1 else b
-        grown = a * np.exp2(exponent)
+        if len(state) == 1:
+            grown = a * np.abs(x) ** (p - 1)
+        else:
+            grown = a * np.exp2(b + (p - 1) * np.log2(np.where(zero, 1.0, np.abs(x))) if p != 1 else b)
         if name == "times_power":
             grown = grown * np.sign(x)
         elif p != 1:
-            grown = np.where(zero, 0.0, grown)
+            grown = np.where(zero, grown * 0.0, grown)
     return np.where(a == 0, 0.0, grown)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anypool.operation import as_array
+from anypool.operation import as_array, pullback_of
 from anypool.windows import sizes_argument
 
 Array = npt.NDArray[Any]
@@ -79,17 +79,12 @@ def _make(rank: int) -> Callable[..., Any]:
         if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
             raise TypeError(f"vjp needs floating-point x, got {x.dtype} (x: {x.shape})")
         y = _unpool(x, places, sizes)
-        shape, dtype, places = x.shape, x.dtype, places.astype(np.intp)  # a copy: the caller may write into theirs
+        flat = _flat(places, rank).astype(np.intp)  # a copy: the caller may write into theirs
 
-        def pullback(grad_y: Any) -> Array:
-            g = np.asarray(grad_y)
-            if g.shape != y.shape:
-                raise ValueError(f"grad_y must have the result's shape {y.shape}, got {g.shape}")
-            grad: Array = np.take_along_axis(_flat(g, rank), _flat(places, rank), axis=-1)
-            pulled: Array = grad.reshape(shape).astype(dtype, copy=False)
-            return pulled
+        def gradient(g: Array, grad_x: Array) -> None:
+            grad_x[...] = np.take_along_axis(_flat(g, rank), flat, axis=-1).reshape(grad_x.shape)
 
-        return y, pullback
+        return y, pullback_of(x, y, gradient)
 
     max_unpool.__name__ = max_unpool.__qualname__ = f"max_unpool{rank}d"
     max_unpool.__module__ = "anypool"

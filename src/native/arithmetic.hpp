@@ -14,6 +14,9 @@ ANYPOOL_INLINE T integer_power(T x, i64 n) {
     if (n & 1) y *= x;
   return y;
 }
+ANYPOOL_INLINE double small_power(double x, int n) {  // n <= 3, without a branch in the loop around it
+  return n == 0 ? 1 : n == 1 ? x : n == 2 ? x * x : x * x * x;
+}
 ANYPOOL_INLINE float absolute(float x) { return __builtin_fabsf(x); }
 ANYPOOL_INLINE double absolute(double x) { return __builtin_fabs(x); }
 template <class T>

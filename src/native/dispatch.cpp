@@ -81,7 +81,7 @@ std::string chosen_level() { return chosen() ? chosen()->name : ""; }
 std::string Recipe::way() const {
   if (!tasks) return "nothing to do";
   if (backward) return "gather from codes";
-  if (plan.whole) return "whole planes";
+  if (plan.planes) return "planes at once";
   if (plan.group) return std::to_string(plan.group) + " planes at once";
   return kernels->fused(plan) ? "fused rows" : "rows";
 }
@@ -148,7 +148,7 @@ void Recipe::prepare() {
     p.tile_w = w.n_out, p.rows_block = h.n_out;
     tasks = outer / p.outer[p.n_outer - 1] * (p.outer[p.n_outer - 1] / group);
   }
-  if (!backward && kernels->whole(p)) p.whole = true, p.group = 0, tasks = outer;
+  if (!backward && kernels->planes(p)) p.planes = true, p.group = 0, tasks = outer;
   scratch = kernels->scratch_bytes(p, backward);
 }
 

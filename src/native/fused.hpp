@@ -277,17 +277,13 @@ inline FusedKernel fused_kernel_of(const Plan& p) {
       (p.finish != Finish::none && p.finish != Finish::divide))
     return nullptr;
   switch (p.in) {
-    case DType::f32: return p.acc == DType::f32 ? fused_kernel<float, float>(p) : nullptr;
-    case DType::f64: return fused_kernel<double, double>(p);
-    case DType::bf16: return p.acc == DType::f32 ? fused_kernel<bf16, float>(p) : nullptr;
-#if defined(__F16C__)
-    case DType::f16: return p.acc == DType::f32 ? fused_kernel<f16, float>(p) : nullptr;
-#endif
     case DType::u8:
       if (p.merge == Merge::sum) return p.finish == Finish::divide ? fused_kernel<uint8_t, uint16_t>(p) : nullptr;
       return fused_kernel<uint8_t, uint8_t>(p);
     case DType::i32: return p.merge == Merge::sum ? nullptr : fused_kernel<int32_t, int32_t>(p);
-    default: return nullptr;
+    default:
+      return with_float_types<FusedKernel>(
+          p, [&](auto t, auto a) { return fused_kernel<typename decltype(t)::type, typename decltype(a)::type>(p); });
   }
 }
 

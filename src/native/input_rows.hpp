@@ -95,6 +95,7 @@ class InputRows {
     const i64 n = t_.columns() * t_.cb;
     if (k_.b_bytes && !k_.coded)
       return lift_scaled(reinterpret_cast<double*>(row.a), reinterpret_cast<double*>(row.b), d, h, n);
+    if (p_.lift == Lift::over_power) return over_power(reinterpret_cast<double*>(row.a), d, h, n);
     const auto on = [&](auto* v) {
       p_.lift == Lift::over_divisor ? over_divisor(v, d, h, n) : lift_powers(v, n, p_.lift, p_.p);
     };
@@ -106,14 +107,24 @@ class InputRows {
       for (i64 i = 0; i < n; ++i) scale(v[i], exponent[i], 1.0, v[i] * (p_.p * kLog2E));
       return;
     }
-    const double* y =
-        neighbour_row(p_, t_, buffers_->aux, p_.aux, p_.aux_outer, p_.aux_stride, d, h, t_.w_lo, t_.columns(), aux_);
+    const double* y = results(d, h);
     for (i64 i = 0; i < n; ++i) {
       const double g = v[i], t = p_.lift == Lift::over_exp ? -p_.p * kLog2E * y[i] : (1 - p_.p) * log2(fabs(y[i]));
       if (g == 0 || (y[i] == 0 && p_.lift == Lift::over_power))
         v[i] = 0, exponent[i] = ScaledSum::kZeroExponent;
       else
         scale(v[i], exponent[i], g, t);
+    }
+  }
+
+  const double* results(i64 d, i64 h) const {  // of the forward pass, beside row (d, h)
+    return neighbour_row(p_, t_, buffers_->aux, p_.aux, p_.aux_outer, p_.aux_stride, d, h, t_.w_lo, t_.columns(), aux_);
+  }
+  void over_power(double* g, i64 d, i64 h, i64 n) const {  // g / |y|^(p - 1), 0 where y is 0; p is 1, 2, 3 or 4
+    const double* y = results(d, h);
+    for (i64 i = 0; i < n; ++i) {
+      const bool zero = y[i] == 0;
+      g[i] = (zero ? 0 : g[i]) / (zero ? 1 : small_power(fabs(y[i]), int(p_.p) - 1));
     }
   }
 

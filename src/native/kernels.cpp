@@ -1,5 +1,6 @@
 // Compiled once per instruction-set level; exports one table. No STL and no nanobind here, and nothing outside the
 // anonymous namespace: see simd.hpp.
+#include "flat_planes.hpp"
 #include "plane_groups.hpp"
 #include "select_backward.hpp"
 #include "whole_planes.hpp"
@@ -19,21 +20,23 @@ using BackwardF32 = SelectBackward<float, int32_t>;
 using BackwardF64 = SelectBackward<double, int64_t>;
 
 bool fused(const Plan& p) { return fused_kernel_of(p) != nullptr; }
-bool whole(const Plan& p) { return whole_run_of(p) != nullptr; }
+bool planes(const Plan& p) { return whole_run_of(p) || flat_run_of(p).run; }
 i64 scratch_bytes(const Plan& p, bool backward) {
-  if (p.whole) return 0;
+  if (p.planes) return whole_run_of(p) ? 0 : flat_run_of(p).scratch_bytes(p);
   if (!backward)
     return p.group ? PlaneGroups(p, nullptr).scratch_bytes() : Engine(p, kernel_of(p), nullptr).scratch_bytes();
   return p.acc == DType::f64 ? BackwardF64(p, Buffers{}, nullptr).scratch_bytes()
                              : BackwardF32(p, Buffers{}, nullptr).scratch_bytes();
 }
 void forward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
-  if (p.whole)
-    whole_run_of(p)(p, b, begin, end);
-  else if (p.group)
+  if (p.planes) {
+    if (const auto run = whole_run_of(p)) return run(p, b, begin, end);
+    flat_run_of(p).run(p, b, begin, end, scratch);
+  } else if (p.group) {
     PlaneGroups(p, scratch).run(b, begin, end);
-  else
+  } else {
     Engine(p, kernel_of(p), scratch).run(b, begin, end);
+  }
 }
 void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
   p.acc == DType::f64 ? BackwardF64(p, b, scratch).run(begin, end) : BackwardF32(p, b, scratch).run(begin, end);
@@ -43,7 +46,7 @@ void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* 
 
 extern const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL);
 const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL) = {
-    ANYPOOL_TEXT(ANYPOOL_LEVEL), fused, whole, scratch_bytes, forward, select_backward,
+    ANYPOOL_TEXT(ANYPOOL_LEVEL), fused, planes, scratch_bytes, forward, select_backward,
 };
 
 }  // namespace anypool

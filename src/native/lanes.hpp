@@ -131,6 +131,20 @@ struct Numbers<f16, float, L> {
 };
 #endif
 
+// f(tag of the elements' type, tag of the type they are merged in) for the floats that have vectors here; else nothing.
+template <class R, class F>
+ANYPOOL_INLINE R with_float_types(const Plan& p, F&& f) {
+  switch (p.in) {
+    case DType::f32: return p.acc == DType::f32 ? f(Tag<float>{}, Tag<float>{}) : R{};
+    case DType::f64: return f(Tag<double>{}, Tag<double>{});
+    case DType::bf16: return p.acc == DType::f32 ? f(Tag<bf16>{}, Tag<float>{}) : R{};
+#if defined(__F16C__)
+    case DType::f16: return p.acc == DType::f32 ? f(Tag<f16>{}, Tag<float>{}) : R{};
+#endif
+    default: return R{};
+  }
+}
+
 template <class T, class A, int L>
 struct Lanes {
   using V = Vec<A, L>;

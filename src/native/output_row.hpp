@@ -97,7 +97,10 @@ class OutputRow {
       converter(p_.acc, DType::f64)(wide_, 1, v, 1, t_.outputs() * t_.cb);
       type = DType::f64, v = reinterpret_cast<char*>(wide_);
     }
-    if (k_.b_bytes && !k_.coded) finish_scaled(reinterpret_cast<double*>(v), oh);
+    if (k_.b_bytes && !k_.coded)
+      finish_scaled(reinterpret_cast<double*>(v), oh);
+    else if (p_.finish >= Finish::times_power)
+      times_power(reinterpret_cast<double*>(v), oh);
     if (p_.finish != Finish::none || adjoint_) arithmetic(v, type, oh, 0, t_.outputs());
     copy_columns(type == p_.acc ? store_ : converter(type, p_.out), {y, bytes_, p_.y_stride[2], p_.y_stride[3]},
                  {v, size_of(type), t_.cb, 1}, t_.outputs(), t_.cb, p_.inner > 1);
@@ -145,18 +148,32 @@ class OutputRow {
       for (i64 i = 0; i < n; ++i) v[i] = (log(v[i]) + exponent[i] * kLn2) / p_.p;
       return;
     }
-    const double* x = neighbour_row(p_, t_, buffers_->post, p_.out, p_.post_outer, p_.post_stride, t_.od, oh, t_.ow0,
-                                    t_.outputs(), wide_);
+    const double* x = inputs(oh);
     for (i64 i = 0; i < n; ++i) {
       if (v[i] == 0) continue;
       if (p_.finish == Finish::times_exp) {
         v[i] *= exp2(exponent[i] + p_.p * kLog2E * x[i]);
       } else if (x[i] == 0 && !(p_.p == 1 && p_.finish == Finish::times_signed_power)) {
-        v[i] = 0;
+        v[i] *= 0;  // a NaN stays one
       } else {
         v[i] *= exp2(exponent[i] + (p_.p == 1 ? 0 : (p_.p - 1) * log2(fabs(x[i]))));
         if (p_.finish == Finish::times_power && x[i] < 0) v[i] = -v[i];
       }
+    }
+  }
+
+  const double* inputs(i64 oh) const {  // of the forward pass, beside row oh of their gradient
+    return neighbour_row(p_, t_, buffers_->post, p_.out, p_.post_outer, p_.post_stride, t_.od, oh, t_.ow0, t_.outputs(),
+                         wide_);
+  }
+  void times_power(double* v, i64 oh) const {  // v |x|^(p - 1), with the sign of x unless x^p had it; p is 1, 2, 3 or 4
+    const double* x = inputs(oh);
+    const int n = int(p_.p) - 1;
+    const bool sign = p_.finish == Finish::times_power;
+    for (i64 i = 0; i < t_.outputs() * t_.cb; ++i) {
+      double by = small_power(fabs(x[i]), n);
+      if (sign) by = x[i] > 0 ? by : x[i] < 0 ? -by : x[i];
+      v[i] = v[i] == 0 ? 0 : v[i] * by;
     }
   }
 

@@ -142,15 +142,8 @@ inline WholeRun whole_run_of(const Plan& p) {
       (p.axis[1].n_in > 1 && p.x_stride[1] != p.axis[2].n_in) || p.lift != Lift::none || p.code != Code::none ||
       p.out != p.in || p.merge == Merge::scaled_sum || (p.finish != Finish::none && p.finish != Finish::divide))
     return nullptr;
-  switch (p.in) {
-    case DType::f32: return p.acc == DType::f32 ? whole_run<float, float>(p) : nullptr;
-    case DType::f64: return whole_run<double, double>(p);
-    case DType::bf16: return p.acc == DType::f32 ? whole_run<bf16, float>(p) : nullptr;
-#if defined(__F16C__)
-    case DType::f16: return p.acc == DType::f32 ? whole_run<f16, float>(p) : nullptr;
-#endif
-    default: return nullptr;
-  }
+  return with_float_types<WholeRun>(
+      p, [&](auto t, auto a) { return whole_run<typename decltype(t)::type, typename decltype(a)::type>(p); });
 }
 
 }  // namespace

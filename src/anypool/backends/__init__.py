@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,6 +57,10 @@ class Pass:
         for axis, windows in zip(self.axes, self.windows.axes, strict=True):
             sizes[axis] = windows.n_out
         return tuple(sizes)
+
+    def changed(self, **fields: Any) -> Pass:
+        """Return another pass that differs in these fields."""
+        return replace(self, compiled={}, **fields)
 
     def code_dtype(self) -> np.dtype[Any]:
         """Return the dtype of the codes: int64 for indices, for offsets the smallest that holds every tap."""

@@ -85,7 +85,7 @@ def _lifted(job: Pass, x: Array, aux: Array | None) -> State:
             return LIFTS[job.lift](x, job.p)
     assert aux is not None
     with np.errstate(all="ignore"):
-        return lift_gradient(job.lift, x, aux.astype(x.dtype), job.p)
+        return lift_gradient(job.lift, x, aux.astype(x.dtype), job.p, plain=job.merge == "sum")
 
 
 def _divisors(divisor: Divisor, axes: tuple[int, ...], ndim: int) -> Any:

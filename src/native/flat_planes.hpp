@@ -1,0 +1,220 @@
+// Windows that leave a plane its size (stride 1, as much padding as that takes) over planes with short rows. A plane is
+// taken as one long row, so that no vector ends with a row. Whatever lies a whole number of rows above or below is missing
+// only before the plane's first element or behind its last one; to the left and right, masks leave out what belongs to a
+// neighbouring row. Results are those of the engine to the bit: the order is the same.
+#pragma once
+#include "lanes.hpp"
+#include "new_rows.hpp"
+#include "scratch.hpp"
+#include "tree.hpp"
+
+namespace anypool {
+namespace {
+
+// Whether each lane of a vector counts.
+#if defined(__AVX512F__)
+template <class A, int L>
+struct LaneMask {
+  uint64_t bits;
+  static ANYPOOL_INLINE LaneMask all() { return {~uint64_t(0)}; }
+  ANYPOOL_INLINE void clear(i64 lane) { bits &= ~(uint64_t(1) << lane); }
+  ANYPOOL_INLINE Vec<A, L> choose(Vec<A, L> v, Vec<A, L> none) const { return choose_masked<A, L>(bits, v, none); }
+};
+#else
+template <class A, int L>
+struct LaneMask {
+  using Flags = decltype(Vec<A, L>{} != Vec<A, L>{});
+  Flags flags;
+  static ANYPOOL_INLINE LaneMask all() { return {Vec<A, L>{} == Vec<A, L>{}}; }
+  ANYPOOL_INLINE void clear(i64 lane) { flags[lane] = 0; }
+  ANYPOOL_INLINE Vec<A, L> choose(Vec<A, L> v, Vec<A, L> none) const { return flags ? v : none; }
+};
+#endif
+
+// Of `Taps` values, tap t given by f(Tag of t), in the engine's order.
+template <int T>
+struct Tap {
+  static constexpr int value = T;
+};
+template <class Op, int From, int N, class F>
+ANYPOOL_INLINE auto merged_taps(F&& f) {
+  if constexpr (N == 1) {
+    return f(Tap<From>{});
+  } else {
+    constexpr int half = N > 4 ? 4 : N > 2 ? 2 : 1;
+    return Op::template merged<kLanes<typename Op::A>>(merged_taps<Op, From, half>(f),
+                                                       merged_taps<Op, From + half, N - half>(f));
+  }
+}
+
+constexpr i64 kFlatPlane = 1 << 14, kFlatRow = 80;  // elements: rows that long gain nothing
+
+// K x K windows, taps D apart.
+template <class T, class A, class Fast, class Careful, int K, int D>
+class FlatPlanes {
+  static constexpr int L = kLanes<A>, kReach = K / 2 * D;
+  static_assert(kReach <= L, "a window reaches into the next vector at most");
+  using V = Vec<A, L>;
+  using Memory = Lanes<T, A, L>;
+  using Mask = LaneMask<A, L>;
+  const Plan& p_;
+  const Buffers& buffers_;
+  const i64 rows_, cols_, n_, blocks_;
+  Mask* masks_;       // of each vector, for each tap but the one in the middle
+  A* divisor_;        // of each element
+  bool even_ = true;  // whether they are all the same
+  const Part last_;
+
+ public:
+  FlatPlanes(const Plan& p, const Buffers& buffers, Arena& arena)
+      : p_(p),
+        buffers_(buffers),
+        rows_(p.axis[1].n_in),
+        cols_(p.axis[2].n_in),
+        n_(rows_ * cols_),
+        blocks_(ceil_div(n_, L)),
+        masks_(arena.take_array<Mask>(blocks_ * (K - 1))),
+        divisor_(arena.take_array<A>(p.finish == Finish::divide ? blocks_ * L : 0)),
+        last_(inside<L>((blocks_ - 1) * L, n_)) {
+    if (arena.base) fill_tables();
+  }
+
+  void run(i64 begin, i64 end) const {
+    for (i64 plane = begin; plane < end; ++plane) {
+      const T* x = static_cast<const T*>(buffers_.x) + outer_offset(p_, p_.x_outer, plane);
+      T* y = static_cast<T*>(buffers_.y) + outer_offset(p_, p_.y_outer, plane);
+      NaNs<A, L> nan;
+      pool<Fast>(x, y, nan);
+      if (nan.any()) pool<Careful>(x, y, nan);
+    }
+  }
+
+ private:
+  void fill_tables() {
+    for (i64 i = 0; i < blocks_ * (K - 1); ++i) masks_[i] = Mask::all();
+    for (int t = 0; t < K; ++t) {
+      const i64 shift = (t - K / 2) * D;
+      for (i64 r = 0; shift && r < rows_; ++r)
+        for (i64 c = shift < 0 ? 0 : higher(0, cols_ - shift); c < (shift < 0 ? lower(-shift, cols_) : cols_); ++c) {
+          const i64 at = r * cols_ + c;
+          masks_[at / L * (K - 1) + t - (t > K / 2)].clear(at % L);
+        }
+    }
+    if (p_.finish != Finish::divide) return;
+    for (i64 i = 0; i < blocks_ * L; ++i) {
+      const i64 at = lower(i, n_ - 1);
+      const double by = p_.divisor == Divisor::constant
+                            ? p_.divisor_value
+                            : double(divisor_of(p_.forward[0], 0, p_.divisor)) *
+                                  double(divisor_of(p_.forward[1], at / cols_, p_.divisor)) *
+                                  double(divisor_of(p_.forward[2], at % cols_, p_.divisor));
+      divisor_[i] = A(by);
+      even_ &= divisor_[i] == divisor_[0];
+    }
+  }
+
+  template <class Op>
+  static ANYPOOL_INLINE V none() {
+    return splat<V>(Op::identity().a);
+  }
+  // The vector at i, merged over the rows of the window.
+  template <class Op, bool Edge>
+  ANYPOOL_INLINE V column(const T* x, i64 i, NaNs<A, L>& nan) const {
+    return merged_taps<Op, 0, K>([&](auto tap) {
+      constexpr int t = decltype(tap)::value;
+      const i64 at = i + (t - K / 2) * D * cols_;
+      const V v = Edge ? Memory::load_part(x + at, Part(inside<L>(at, n_)), none<Op>()) : Memory::load(x + at);
+      if constexpr (Op::kNumbersOnly && t == K / 2) nan.see(v, v);
+      return v;
+    });
+  }
+  template <class Op>
+  ANYPOOL_INLINE V over_w(V before, V here, V next, const Mask* masks) const {
+    return merged_taps<Op, 0, K>([&](auto tap) {
+      constexpr int t = decltype(tap)::value, shift = (t - K / 2) * D;
+      if constexpr (shift == 0)
+        return here;
+      else if constexpr (shift < 0)
+        return masks[t].choose(Slide<V, L + shift, L>::run(before, here), none<Op>());
+      else
+        return masks[t - 1].choose(Slide<V, shift, L>::run(here, next), none<Op>());
+    });
+  }
+  ANYPOOL_INLINE V finished(V v, i64 i) const {
+    if (p_.finish != Finish::divide) return v;
+    return v / load<V>(divisor_ + (even_ ? 0 : i));
+  }
+
+  template <class Op>
+  void pool(const T* x, T* y, NaNs<A, L>& nan) const {
+    const i64 reach = kReach * cols_;
+    V before = none<Op>(), here = column<Op, true>(x, 0, nan);
+    const Mask* masks = masks_;
+    i64 i = 0;
+    const auto step = [&](V next) {
+      const V v = finished(over_w<Op>(before, here, next, masks), i);
+      before = here, here = next, masks += K - 1;
+      return v;
+    };
+    for (; i + L < reach && i + L < n_; i += L) Memory::store(y + i, step(column<Op, true>(x, i + L, nan)));
+    for (; i + 2 * L + reach <= n_; i += L) Memory::store(y + i, step(column<Op, false>(x, i + L, nan)));
+    for (; i + L < n_; i += L) Memory::store(y + i, step(column<Op, true>(x, i + L, nan)));
+    Memory::store_part(y + i, step(none<Op>()), last_);
+  }
+};
+
+// What runs a range of planes, and the scratch it takes.
+struct FlatRun {
+  void (*run)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch) = nullptr;
+  i64 (*scratch_bytes)(const Plan&) = nullptr;
+};
+
+template <class T, class A, class Fast, class Careful, int K, int D>
+FlatRun flat_run() {
+  if constexpr (K / 2 * D <= kLanes<A>) {
+    using Planes = FlatPlanes<T, A, Fast, Careful, K, D>;
+    return {[](const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
+              Arena arena{uintptr_t(scratch)};
+              Planes(p, b, arena).run(begin, end);
+            },
+            [](const Plan& p) {
+              Arena arena{0};
+              Planes(p, Buffers{}, arena);
+              return arena.used;
+            }};
+  }
+  return {};
+}
+template <class T, class A, class Fast, class Careful>
+FlatRun flat_run(i64 kernel, i64 dilation) {
+  if (dilation == 2) return kernel == 3 ? flat_run<T, A, Fast, Careful, 3, 2>() : FlatRun{};
+  return kernel == 3   ? flat_run<T, A, Fast, Careful, 3, 1>()
+         : kernel == 5 ? flat_run<T, A, Fast, Careful, 5, 1>()
+                       : FlatRun{};
+}
+
+// For a plan of such windows, else nothing.
+inline FlatRun flat_run_of(const Plan& p) {
+  const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
+  const auto keeps_size = [&](const Axis& a) {
+    return a.kind == AxisKind::sliding && a.stride == 1 && a.n_out == a.n_in && a.n_in > 0 && a.kernel == w.kernel &&
+           a.dilation == w.dilation && a.pad == a.kernel / 2 * a.dilation;
+  };
+  if (!keeps_size(h) || !keeps_size(w) || d.kind != AxisKind::sliding || d.n_in != 1 || d.n_out != 1 || d.kernel != 1 ||
+      w.kernel % 2 == 0 || (w.dilation != 1 && w.dilation != 2) || w.n_in > kFlatRow || h.n_in > kFlatPlane / w.n_in)
+    return {};
+  if (p.inner != 1 || p.x_stride[2] != 1 || p.y_stride[2] != 1 || p.x_stride[1] != w.n_in || p.y_stride[1] != w.n_in ||
+      p.lift != Lift::none || p.code != Code::none || p.out != p.in || p.merge == Merge::scaled_sum ||
+      (p.finish != Finish::none && p.finish != Finish::divide))
+    return {};
+  return with_float_types<FlatRun>(p, [&](auto t, auto a) {
+    using T = typename decltype(t)::type;
+    using A = typename decltype(a)::type;
+    if (p.merge == Merge::max) return flat_run<T, A, SelectNumbers<A, true>, Select<A, true>>(w.kernel, w.dilation);
+    if (p.merge == Merge::min) return flat_run<T, A, SelectNumbers<A, false>, Select<A, false>>(w.kernel, w.dilation);
+    return flat_run<T, A, Sum<A>, Sum<A>>(w.kernel, w.dilation);
+  });
+}
+
+}  // namespace
+}  // namespace anypool
