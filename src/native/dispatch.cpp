@@ -126,8 +126,11 @@ void Recipe::prepare() {
   p.tile_w = backward ? std::max<i64>(1, w.n_in)
                       : std::clamp<i64>((fit - std::min(fit, reach)) / step + 1, 1, std::max<i64>(1, columns));
   const bool fused = !backward && kernels->fused(p);
-  if (fused)  // no lines: whole rows, unless they are so long that they would leave the L1 cache before they are used
-    p.tile_w = std::clamp<i64>((i64(16) << 10) / bytes_of(p.in) / step, 1, std::max<i64>(1, columns));
+  if (fused) {  // no lines: whole rows, unless they are so long that they would leave the L1 (with channels: the L2) cache
+    p.tile_c = p.inner;  // before they are used
+    const i64 row = i64(p.inner == 1 ? 16 : 128) << 10;
+    p.tile_w = std::clamp<i64>(row / bytes_of(p.in) / p.inner / step, 1, std::max<i64>(1, columns));
+  }
   if (!backward && columns > p.tile_w) p.tile_w = ceil_div(columns, ceil_div(columns, p.tile_w));
 
   // Rows are cut only where there is too little else to share out; each cut merges a window's overlap twice.
@@ -148,7 +151,8 @@ void Recipe::prepare() {
     p.tile_w = w.n_out, p.rows_block = h.n_out;
     tasks = outer / p.outer[p.n_outer - 1] * (p.outer[p.n_outer - 1] / group);
   }
-  if (!backward && kernels->planes(p)) p.planes = true, p.group = 0, tasks = outer;
+  if (!backward) p.planes = kernels->planes(p);
+  if (p.planes) p.group = 0, tasks = outer * p.planes;
   scratch = kernels->scratch_bytes(p, backward);
 }
 

@@ -4,7 +4,7 @@
 // is merged over w. Each step is a merge of rows; the steps differ only in where their rows lie. Adjoints run here too:
 // the gradient of a sum is a sum over the transposed windows.
 #pragma once
-#include "fused.hpp"
+#include "fused_rows.hpp"
 #include "horizontal.hpp"
 #include "kernel_table.hpp"
 #include "output_row.hpp"

@@ -31,78 +31,63 @@ struct LaneMask {
 };
 #endif
 
-// Of `Taps` values, tap t given by f(Tag of t), in the engine's order.
-template <int T>
-struct Tap {
-  static constexpr int value = T;
-};
-template <class Op, int From, int N, class F>
-ANYPOOL_INLINE auto merged_taps(F&& f) {
-  if constexpr (N == 1) {
-    return f(Tap<From>{});
-  } else {
-    constexpr int half = N > 4 ? 4 : N > 2 ? 2 : 1;
-    return Op::template merged<kLanes<typename Op::A>>(merged_taps<Op, From, half>(f),
-                                                       merged_taps<Op, From + half, N - half>(f));
-  }
-}
+constexpr i64 kFlatPlane = 1 << 14, kFlatRow = 80;  // elements: longer rows gain nothing
 
-constexpr i64 kFlatPlane = 1 << 14, kFlatRow = 80;  // elements: rows that long gain nothing
-
-// K x K windows, taps D apart.
-template <class T, class A, class Fast, class Careful, int K, int D>
+// K x K windows, taps D apart, over planes of which `Many` at a time lie without gaps, again as one long row: then masks
+// leave out the rows of neighbouring planes, too.
+template <class T, class A, class Fast, class Careful, int K, int D, int Many>
 class FlatPlanes {
-  static constexpr int L = kLanes<A>, kReach = K / 2 * D;
+  static constexpr int L = kLanes<A>, kReach = K / 2 * D, kMasks = (Many > 1 ? 2 : 1) * (K - 1);
   static_assert(kReach <= L, "a window reaches into the next vector at most");
   using V = Vec<A, L>;
   using Memory = Lanes<T, A, L>;
   using Mask = LaneMask<A, L>;
   const Plan& p_;
-  const Buffers& buffers_;
   const i64 rows_, cols_, n_, blocks_;
-  Mask* masks_;       // of each vector, for each tap but the one in the middle
+  Mask* masks_;       // of each vector, for each tap but the one in the middle: those over w, then those over h
   A* divisor_;        // of each element
   bool even_ = true;  // whether they are all the same
   const Part last_;
 
  public:
-  FlatPlanes(const Plan& p, const Buffers& buffers, Arena& arena)
+  FlatPlanes(const Plan& p, Arena& arena, bool needed = true)
       : p_(p),
-        buffers_(buffers),
         rows_(p.axis[1].n_in),
         cols_(p.axis[2].n_in),
-        n_(rows_ * cols_),
+        n_(needed ? Many * rows_ * cols_ : 0),
         blocks_(ceil_div(n_, L)),
-        masks_(arena.take_array<Mask>(blocks_ * (K - 1))),
+        masks_(arena.take_array<Mask>(blocks_ * kMasks)),
         divisor_(arena.take_array<A>(p.finish == Finish::divide ? blocks_ * L : 0)),
         last_(inside<L>((blocks_ - 1) * L, n_)) {
-    if (arena.base) fill_tables();
+    if (!arena.base || !n_) return;
+    fill_masks();
+    if (p_.finish == Finish::divide) fill_divisors();
   }
-
-  void run(i64 begin, i64 end) const {
-    for (i64 plane = begin; plane < end; ++plane) {
-      const T* x = static_cast<const T*>(buffers_.x) + outer_offset(p_, p_.x_outer, plane);
-      T* y = static_cast<T*>(buffers_.y) + outer_offset(p_, p_.y_outer, plane);
-      NaNs<A, L> nan;
-      pool<Fast>(x, y, nan);
-      if (nan.any()) pool<Careful>(x, y, nan);
-    }
+  void run(const T* x, T* y) const {
+    NaNs<A, L> nan;
+    pool<Fast>(x, y, nan);
+    if (nan.any()) pool<Careful>(x, y, nan);
   }
 
  private:
-  void fill_tables() {
-    for (i64 i = 0; i < blocks_ * (K - 1); ++i) masks_[i] = Mask::all();
+  void fill_masks() {
+    for (i64 i = 0; i < blocks_ * kMasks; ++i) masks_[i] = Mask::all();
     for (int t = 0; t < K; ++t) {
       const i64 shift = (t - K / 2) * D;
-      for (i64 r = 0; shift && r < rows_; ++r)
-        for (i64 c = shift < 0 ? 0 : higher(0, cols_ - shift); c < (shift < 0 ? lower(-shift, cols_) : cols_); ++c) {
-          const i64 at = r * cols_ + c;
-          masks_[at / L * (K - 1) + t - (t > K / 2)].clear(at % L);
-        }
+      if (!shift) continue;
+      const int mask = t - (t > K / 2);
+      for (i64 r = 0; r < Many * rows_; ++r) {
+        for (i64 c = shift < 0 ? 0 : higher(0, cols_ - shift); c < (shift < 0 ? lower(-shift, cols_) : cols_); ++c)
+          clear(r * cols_ + c, mask);
+        const i64 to = r % rows_ + shift;
+        for (i64 c = 0; Many > 1 && (to < 0 || to >= rows_) && c < cols_; ++c) clear(r * cols_ + c, K - 1 + mask);
+      }
     }
-    if (p_.finish != Finish::divide) return;
+  }
+  void clear(i64 at, int mask) { masks_[at / L * kMasks + mask].clear(at % L); }
+  void fill_divisors() {
     for (i64 i = 0; i < blocks_ * L; ++i) {
-      const i64 at = lower(i, n_ - 1);
+      const i64 at = lower(i, n_ - 1) % (rows_ * cols_);
       const double by = p_.divisor == Divisor::constant
                             ? p_.divisor_value
                             : double(divisor_of(p_.forward[0], 0, p_.divisor)) *
@@ -119,12 +104,16 @@ class FlatPlanes {
   }
   // The vector at i, merged over the rows of the window.
   template <class Op, bool Edge>
-  ANYPOOL_INLINE V column(const T* x, i64 i, NaNs<A, L>& nan) const {
+  ANYPOOL_INLINE V column(const T* x, i64 i, const Mask* masks, NaNs<A, L>& nan) const {
     return merged_taps<Op, 0, K>([&](auto tap) {
       constexpr int t = decltype(tap)::value;
       const i64 at = i + (t - K / 2) * D * cols_;
-      const V v = Edge ? Memory::load_part(x + at, Part(inside<L>(at, n_)), none<Op>()) : Memory::load(x + at);
-      if constexpr (Op::kNumbersOnly && t == K / 2) nan.see(v, v);
+      V v = Edge ? Memory::load_part(x + at, Part(inside<L>(at, n_)), none<Op>()) : Memory::load(x + at);
+      if constexpr (t == K / 2) {
+        if constexpr (Op::kNumbersOnly) nan.see(v, v);
+      } else if constexpr (Many > 1) {
+        v = masks[K - 1 + t - (t > K / 2)].choose(v, none<Op>());
+      }
       return v;
     });
   }
@@ -148,18 +137,48 @@ class FlatPlanes {
   template <class Op>
   void pool(const T* x, T* y, NaNs<A, L>& nan) const {
     const i64 reach = kReach * cols_;
-    V before = none<Op>(), here = column<Op, true>(x, 0, nan);
     const Mask* masks = masks_;
+    V before = none<Op>(), here = column<Op, true>(x, 0, masks, nan);
     i64 i = 0;
     const auto step = [&](V next) {
       const V v = finished(over_w<Op>(before, here, next, masks), i);
-      before = here, here = next, masks += K - 1;
+      before = here, here = next, masks += kMasks;
       return v;
     };
-    for (; i + L < reach && i + L < n_; i += L) Memory::store(y + i, step(column<Op, true>(x, i + L, nan)));
-    for (; i + 2 * L + reach <= n_; i += L) Memory::store(y + i, step(column<Op, false>(x, i + L, nan)));
-    for (; i + L < n_; i += L) Memory::store(y + i, step(column<Op, true>(x, i + L, nan)));
+    const auto next = [&](auto edge) { return column<Op, decltype(edge)::value>(x, i + L, masks + kMasks, nan); };
+    for (; i + L < reach && i + L < n_; i += L) Memory::store(y + i, step(next(Tap<true>{})));
+    for (; i + 2 * L + reach <= n_; i += L) Memory::store(y + i, step(next(Tap<false>{})));
+    for (; i + L < n_; i += L) Memory::store(y + i, step(next(Tap<true>{})));
     Memory::store_part(y + i, step(none<Op>()), last_);
+  }
+};
+
+// All planes of a plan: tiny ones, whose first and last vectors would be most of them, many at a time.
+template <class T, class A, class Fast, class Careful, int K, int D>
+class AllFlatPlanes {
+  static constexpr int kMany = 16;
+  static constexpr i64 kTiny = 256;  // elements
+  const Plan& p_;
+  const i64 n_;
+  const bool dense_;
+  const FlatPlanes<T, A, Fast, Careful, K, D, 1> one_;
+  const FlatPlanes<T, A, Fast, Careful, K, D, kMany> many_;
+
+ public:
+  AllFlatPlanes(const Plan& p, Arena& arena)
+      : p_(p),
+        n_(p.axis[1].n_in * p.axis[2].n_in),
+        dense_(n_ <= kTiny && p.n_outer == 1 && p.x_outer[0] == n_ && p.y_outer[0] == n_),
+        one_(p, arena),
+        many_(p, arena, dense_) {}
+  void run(const Buffers& b, i64 begin, i64 end) const {
+    for (i64 plane = begin; plane < end;) {
+      const T* x = static_cast<const T*>(b.x) + outer_offset(p_, p_.x_outer, plane);
+      T* y = static_cast<T*>(b.y) + outer_offset(p_, p_.y_outer, plane);
+      const bool many = dense_ && plane + kMany <= end;
+      many ? many_.run(x, y) : one_.run(x, y);
+      plane += many ? kMany : 1;
+    }
   }
 };
 
@@ -172,14 +191,14 @@ struct FlatRun {
 template <class T, class A, class Fast, class Careful, int K, int D>
 FlatRun flat_run() {
   if constexpr (K / 2 * D <= kLanes<A>) {
-    using Planes = FlatPlanes<T, A, Fast, Careful, K, D>;
+    using Planes = AllFlatPlanes<T, A, Fast, Careful, K, D>;
     return {[](const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
               Arena arena{uintptr_t(scratch)};
-              Planes(p, b, arena).run(begin, end);
+              Planes(p, arena).run(b, begin, end);
             },
             [](const Plan& p) {
               Arena arena{0};
-              Planes(p, Buffers{}, arena);
+              Planes planes(p, arena);
               return arena.used;
             }};
   }

@@ -19,8 +19,8 @@ namespace {
 using BackwardF32 = SelectBackward<float, int32_t>;
 using BackwardF64 = SelectBackward<double, int64_t>;
 
-bool fused(const Plan& p) { return fused_kernel_of(p) != nullptr; }
-bool planes(const Plan& p) { return whole_run_of(p) || flat_run_of(p).run; }
+bool fused(const Plan& p) { return fused_choice_of(p).run != nullptr; }
+i64 planes(const Plan& p) { return whole_run_of(p) ? p.axis[1].n_out : flat_run_of(p).run ? 1 : 0; }
 i64 scratch_bytes(const Plan& p, bool backward) {
   if (p.planes) return whole_run_of(p) ? 0 : flat_run_of(p).scratch_bytes(p);
   if (!backward)

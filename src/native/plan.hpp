@@ -66,7 +66,7 @@ struct Plan {
   i64 tile_c;      // inner elements per task
   i64 rows_block;  // output rows per task
   i64 group;       // small planes taken at once; 0: one by one
-  bool planes;     // a kernel for whole planes runs it: a task is a plane
+  i64 planes;      // 0, or into how many tasks a kernel for whole planes cuts each
 };
 
 struct Buffers {
@@ -80,8 +80,8 @@ struct Buffers {
 // What one instruction-set level exports. A task is one (outer, inner block, d, row block, column tile).
 struct KernelTable {
   const char* name;
-  bool (*fused)(const Plan&);   // whether a kernel for just these windows exists, which needs no tiles
-  bool (*planes)(const Plan&);  // whether there is one that takes a plane at a time
+  bool (*fused)(const Plan&);  // whether a kernel for just these windows exists, which needs no tiles
+  i64 (*planes)(const Plan&);  // 0, or into how many tasks a kernel that takes whole planes cuts each
   i64 (*scratch_bytes)(const Plan&, bool backward);
   void (*forward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
   void (*select_backward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);

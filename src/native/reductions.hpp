@@ -195,5 +195,22 @@ struct ScaledSum {
   static ANYPOOL_INLINE State<1> identity() { return {0.0, kZeroExponent}; }
 };
 
+// The merge of N values that f gives, from f(Tap<From>) on: the first h and the other N - h, h the largest power of two
+// below N. See split_point() in merge.hpp, which does the same for numbers known at run time.
+template <int T>
+struct Tap {
+  static constexpr int value = T;
+};
+template <class Op, int From, int N, class F>
+ANYPOOL_INLINE auto merged_taps(F&& f) {
+  if constexpr (N == 1) {
+    return f(Tap<From>{});
+  } else {
+    constexpr int half = N > 8 ? 8 : N > 4 ? 4 : N > 2 ? 2 : 1;
+    return Op::template merged<kLanes<typename Op::A>>(merged_taps<Op, From, half>(f),
+                                                       merged_taps<Op, From + half, N - half>(f));
+  }
+}
+
 }  // namespace
 }  // namespace anypool

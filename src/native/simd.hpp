@@ -31,6 +31,20 @@ template <class T, int L>
 using Vec = typename VecOf<T, L>::type;
 
 template <class T>
+struct Plain {
+  using type = T;
+};
+template <class T>
+struct Plain<T&> {
+  using type = T;
+};
+template <class V>
+struct LaneOf {
+  static V& some();
+  using type = typename Plain<decltype((some()[0]))>::type;
+};
+
+template <class T>
 constexpr int kLanes = ANYPOOL_VECTOR_BYTES / int(sizeof(T));
 
 template <class V>

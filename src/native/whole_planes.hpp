@@ -1,33 +1,53 @@
-// Windows as large as a plane, and planes that are not: global pooling. Each plane is read once, row by row in the order
-// in which it lies, into as many registers as a row fills; the columns of as many planes as a vector has lanes are then
-// merged together, by halving: n columns padded to a power of two with absent ones are the engine's own tree.
+// Windows that tile planes which are not large: global pooling, and adaptive pooling where bins are alike. The rows of a
+// window, all across the plane, are a block. It is read once, row by row in the order in which it lies, into as many
+// registers as a row fills; then columns are merged by halving, those of several blocks at once: n columns padded to a
+// power of two with absent ones are the engine's own tree.
 #pragma once
-#include "fused.hpp"
+#include "lanes.hpp"
+#include "new_rows.hpp"
+#include "scratch.hpp"
 
 namespace anypool {
 namespace {
 
-template <class T, class A, class Fast, class Careful, int C>
+// C vectors a row, of which the last `Loose` ones may be partly or wholly behind its end.
+template <class T, class A, class Fast, class Careful, int C, int Loose>
 class WholePlanes {
   static constexpr int L = kLanes<A>;
   using V = Vec<A, L>;
   using Memory = Lanes<T, A, L>;
   const Plan& p_;
   const Buffers& buffers_;
-  const i64 rows_, cols_;
-  const Part last_;
+  const i64 rows_, cols_;  // of a block
+  const i64 blocks_;       // of a plane
+  const i64 inside_;       // rows of a plane from which C whole vectors lie in it
+  const i64 outputs_;      // of a block
+  const int together_;     // blocks whose columns fill a vector when they are merged
+  Part loose_[Loose];
 
  public:
-  WholePlanes(const Plan& p, const Buffers& buffers)
-      : p_(p), buffers_(buffers), rows_(p.axis[1].n_in), cols_(p.axis[2].n_in), last_(inside<L>((C - 1) * L, cols_)) {}
+  // The power of two that C vectors of columns are padded to, in vectors; windows must be at least as wide as that.
+  static constexpr int kPower = C <= 1 ? 1 : C <= 2 ? 2 : C <= 4 ? 4 : C <= 8 ? 8 : 16;
 
-  void run(i64 begin, i64 end) const {
-    for (i64 plane = begin; plane < end; plane += L) {
-      const i64 n = lower(L, end - plane);
+  WholePlanes(const Plan& p, const Buffers& buffers)
+      : p_(p),
+        buffers_(buffers),
+        rows_(p.axis[1].n_in / p.axis[1].n_out),
+        cols_(p.axis[2].n_in),
+        blocks_(p.axis[1].n_out),
+        inside_(p.axis[1].n_in * cols_ < C * L ? 0 : (p.axis[1].n_in * cols_ - C * L) / cols_ + 1),
+        outputs_(p.axis[2].n_out),
+        together_(outputs_ == 1 ? L : int(cols_ / outputs_ / kPower)) {
+    for (int c = 0; c < Loose; ++c) loose_[c] = Part(inside<L>((C - Loose + c) * L, cols_));
+  }
+
+  void run(i64 begin, i64 end) const {  // blocks of all planes
+    for (i64 block = begin; block < end; block += together_) {
+      const i64 n = lower(together_, end - block);
       NaNs<A, L> nan;
-      V v = group<Fast>(plane, n, nan);
-      if (nan.any()) v = group<Careful>(plane, n, nan);
-      store(plane, n, v);
+      V v = group<Fast>(block, n, nan);
+      if (nan.any()) v = group<Careful>(block, n, nan);
+      store(block, n, v);
     }
   }
 
@@ -36,34 +56,74 @@ class WholePlanes {
   static ANYPOOL_INLINE V neighbours(V l, V r) {
     return Op::template merged<L>(Unzip<A, L>::even(l, r), Unzip<A, L>::odd(l, r));
   }
+  // Of N vectors, N a power of two, those behind the first C absent.
+  template <class Op, int From, int N>
+  static ANYPOOL_INLINE V halved(const V* v) {
+    if constexpr (From >= C)
+      return none();
+    else if constexpr (N == 1)
+      return v[From];
+    else
+      return neighbours<Op>(halved<Op, From, N / 2>(v), halved<Op, From + N / 2, N / 2>(v));
+  }
+  static ANYPOOL_INLINE V none() { return splat<V>(Fast::identity().a); }
 
   template <class Op>
-  V group(i64 plane, i64 n, NaNs<A, L>& nan) const {
+  V group(i64 block, i64 n, NaNs<A, L>& nan) const {
     V v[L];
-    for (i64 i = 0; i < L; ++i)
-      v[i] = i < n ? columns<Op>(reinterpret_cast<const T*>(buffers_.x) + outer_offset(p_, p_.x_outer, plane + i), nan)
-                   : v[0];
-    for (int left = L; left > 1; left /= 2)
+    for (int i = 0; i < together_; ++i) v[i] = i < n ? columns<Op>(block + i, nan) : v[0];
+    for (int left = together_; left > 1; left /= 2)
       for (int i = 0; i < left / 2; ++i) v[i] = neighbours<Op>(v[2 * i], v[2 * i + 1]);
     return v[0];
   }
 
-  // A row, into vectors; lanes behind its end are absent.
-  static ANYPOOL_INLINE void load(const T* x, const Part& last, V* v) {
-    for (int c = 0; c + 1 < C; ++c) v[c] = Memory::load(x + c * L);
-    v[C - 1] = Memory::load_part(x + (C - 1) * L, last, splat<V>(Fast::identity().a));
+  // Row t, into vectors. Behind its end lies the next row, for as long as there is one: all rows but the last ones, from
+  // `whole` on, are read as if they were longer, and what does not belong to them is left out at the end.
+  ANYPOOL_INLINE void load(const T* x, i64 t, i64 whole, V* v) const {
+    x += t * cols_;
+    for (int c = 0; c < C - Loose; ++c) v[c] = Memory::load(x + c * L);
+    for (int c = C - Loose; c < C; ++c)
+      v[c] = t < whole ? Memory::load(x + c * L) : Memory::load_part(x + c * L, loose_[c - (C - Loose)], none());
   }
-  // The columns of a plane, merged over its rows, and all of a vector's lanes that far.
+  // The columns of a block, merged over its rows, and kPower neighbours at a time.
   template <class Op>
-  ANYPOOL_INLINE V columns(const T* x, NaNs<A, L>& nan) const {
-    const Part last = last_;
-    V open[40][C], v[C], w[C];
+  ANYPOOL_INLINE V columns(i64 block, NaNs<A, L>& nan) const {
+    const i64 plane = blocks_ == 1 ? block : block / blocks_, row = (block - plane * blocks_) * rows_;
+    const T* x = static_cast<const T*>(buffers_.x) + outer_offset(p_, p_.x_outer, plane) + row * cols_;
+    V v[C];
+    if (C == 1 && rows_ == 7)
+      v[0] = few_rows<Op, 7>(x, inside_ - row, nan);
+    else
+      many_rows<Op>(x, inside_ - row, v, nan);
+    for (int c = C - Loose; c < C; ++c) v[c] = only(loose_[c - (C - Loose)], v[c]);
+    return halved<Op, 0, kPower>(v);
+  }
+  static ANYPOOL_INLINE V only(const Part& part, V v) {
+#if defined(__AVX512F__)
+    return choose_masked<A, L>(part.mask, v, none());
+#else
+    V kept = none();
+    for (i64 i = part.in.lo; i < part.in.hi; ++i) kept[i] = v[i];
+    return kept;
+#endif
+  }
+  template <class Op, int N>
+  ANYPOOL_INLINE V few_rows(const T* x, i64 whole,
+                            NaNs<A, L>& nan) const {  // the last planes of most image classifiers are 7x7
+    V v[N];
+    for (int t = 0; t < N; ++t) load(x, t, whole, v + t);
+    if constexpr (Op::kNumbersOnly)
+      for (int t = 0; t < N; t += 2) nan.see(v[t], v[t + 1 < N ? t + 1 : t]);
+    return merged_taps<Op, 0, N>([&](auto tap) { return v[decltype(tap)::value]; });
+  }
+  template <class Op>
+  ANYPOOL_INLINE void many_rows(const T* x, i64 whole, V* v, NaNs<A, L>& nan) const {
+    V open[40][C], w[C];
     int depth = 0;
     i64 t = 0;
     for (i64 pair = 0; t + 2 <= rows_; t += 2, ++pair) {
-      const T* row = x + t * cols_;
-      load(row, last, v);
-      load(row + cols_, last, w);
+      load(x, t, whole, v);
+      load(x, t + 1, whole, w);
       for (int c = 0; c < C; ++c) {
         if constexpr (Op::kNumbersOnly) nan.see(v[c], w[c]);
         v[c] = Op::template merged<L>(v[c], w[c]);
@@ -76,7 +136,7 @@ class WholePlanes {
       ++depth;
     }
     if (t < rows_) {
-      load(x + t * cols_, last, v);
+      load(x, t, whole, v);
       if constexpr (Op::kNumbersOnly)
         for (int c = 0; c < C; ++c) nan.see(v[c], v[c]);
     } else {
@@ -85,59 +145,75 @@ class WholePlanes {
     }
     while (depth-- > 0)
       for (int c = 0; c < C; ++c) v[c] = Op::template merged<L>(open[depth][c], v[c]);
-    if constexpr (C == 1) return v[0];
-    if constexpr (C == 2) return neighbours<Op>(v[0], v[1]);
-    const V end = C == 4 ? v[3] : splat<V>(Fast::identity().a);
-    return neighbours<Op>(neighbours<Op>(v[0], v[1]), neighbours<Op>(v[2], end));
   }
 
-  void store(i64 plane, i64 n, V v) const {
+  void store(i64 block, i64 n, V v) const {
     if (p_.finish == Finish::divide)
-      v = v / splat<V>(A(p_.divisor == Divisor::constant ? p_.divisor_value : double(rows_) * double(cols_)));
+      v = v /
+          splat<V>(A(p_.divisor == Divisor::constant ? p_.divisor_value : double(rows_) * double(cols_ / outputs_)));
     T* y = static_cast<T*>(buffers_.y);
-    const i64 at = outer_offset(p_, p_.y_outer, plane);
-    if (n == L && outer_offset(p_, p_.y_outer, plane + n - 1) == at + n - 1) return Memory::store(y + at, v);
+    const auto at = [&](i64 i) {
+      const i64 plane = blocks_ == 1 ? i : i / blocks_;
+      return outer_offset(p_, p_.y_outer, plane) + (i - plane * blocks_) * p_.y_stride[1];
+    };
+    if (n == L && at(block + n - 1) == at(block) + n - 1) return Memory::store(y + at(block), v);
     T one[L];
     Memory::store(one, v);
-    for (i64 i = 0; i < n; ++i) y[outer_offset(p_, p_.y_outer, plane + i)] = one[i];
+    for (i64 i = 0, slots = L / together_; i < n; ++i) {
+      T* to = y + at(block + i);
+      for (i64 o = 0; o < outputs_; ++o) to[o * p_.y_stride[2]] = one[i * slots + o];
+    }
   }
 };
 
 using WholeRun = void (*)(const Plan&, const Buffers&, i64 begin, i64 end);
 
 template <class T, class A, class Fast, class Careful>
-WholeRun whole_run(i64 vectors) {
-  switch (vectors) {
-#define ANYPOOL_WHOLE(C)                                             \
-  case C:                                                            \
-    return [](const Plan& p, const Buffers& b, i64 begin, i64 end) { \
-      WholePlanes<T, A, Fast, Careful, C>(p, b).run(begin, end);     \
-    };
-    ANYPOOL_WHOLE(1)
-    ANYPOOL_WHOLE(2)
-    ANYPOOL_WHOLE(3)
-    ANYPOOL_WHOLE(4)
-#undef ANYPOOL_WHOLE
+WholeRun whole_run(const Axis& w) {
+  const i64 vectors = ceil_div(w.n_in, kLanes<A>), width = w.n_in / w.n_out;
+#define ANYPOOL_WHOLE(C, LOOSE)                                                                       \
+  if (vectors <= C) {                                                                                 \
+    using Planes = WholePlanes<T, A, Fast, Careful, C, LOOSE>;                                        \
+    if (w.n_out > 1 && width < Planes::kPower) return nullptr;                                        \
+    return [](const Plan& p, const Buffers& b, i64 begin, i64 end) { Planes(p, b).run(begin, end); }; \
   }
+  ANYPOOL_WHOLE(1, 1)
+  ANYPOOL_WHOLE(2, 1)
+  ANYPOOL_WHOLE(3, 1)
+  ANYPOOL_WHOLE(4, 1)
+  ANYPOOL_WHOLE(7, 3)
+  ANYPOOL_WHOLE(8, 1)
+  ANYPOOL_WHOLE(16, 8)
+#undef ANYPOOL_WHOLE
   return nullptr;
 }
 template <class T, class A>
 WholeRun whole_run(const Plan& p) {
-  const i64 vectors = ceil_div(p.axis[2].n_in, kLanes<A>);
+  const Axis& w = p.axis[2];
   switch (p.merge) {
-    case Merge::max: return whole_run<T, A, SelectNumbers<A, true>, Select<A, true>>(vectors);
-    case Merge::min: return whole_run<T, A, SelectNumbers<A, false>, Select<A, false>>(vectors);
-    default: return whole_run<T, A, Sum<A>, Sum<A>>(vectors);
+    case Merge::max: return whole_run<T, A, SelectNumbers<A, true>, Select<A, true>>(w);
+    case Merge::min: return whole_run<T, A, SelectNumbers<A, false>, Select<A, false>>(w);
+    default: return whole_run<T, A, Sum<A>, Sum<A>>(w);
   }
 }
 
-// What runs a plan that pools whole dense planes, or null.
-inline WholeRun whole_run_of(const Plan& p) {
-  for (const Axis& a : p.axis) {
-    if (a.kind == AxisKind::transposed || a.n_out != 1 || a.n_in == 0) return nullptr;
-    const Window w = window_of(a, 0);
-    if (w.start != 0 || w.taps != a.n_in || (w.step != 1 && w.taps > 1)) return nullptr;
+// Whether windows of one size lie side by side all along an axis.
+inline bool tiles(const Axis& a) {
+  if (a.kind == AxisKind::transposed || a.n_out == 0 || a.n_in == 0 || a.n_in % a.n_out != 0) return false;
+  const i64 n = a.n_in / a.n_out;
+  for (i64 o = 0; o < a.n_out; ++o) {
+    const Window w = window_of(a, o);
+    if (w.start != o * n || w.taps != n || (w.step != 1 && n > 1)) return false;
   }
+  return true;
+}
+
+// What runs a plan whose windows tile dense planes, or null.
+inline WholeRun whole_run_of(const Plan& p) {
+  const i64 width = p.axis[2].n_out ? p.axis[2].n_in / p.axis[2].n_out : 0;
+  if (p.axis[2].n_out != 1 && (width < 2 || (width & (width - 1)) != 0)) return nullptr;
+  for (const Axis& a : p.axis)
+    if (!tiles(a)) return nullptr;
   if (p.inner != 1 || p.axis[0].n_in != 1 || (p.axis[2].n_in > 1 && p.x_stride[2] != 1) ||
       (p.axis[1].n_in > 1 && p.x_stride[1] != p.axis[2].n_in) || p.lift != Lift::none || p.code != Code::none ||
       p.out != p.in || p.merge == Merge::scaled_sum || (p.finish != Finish::none && p.finish != Finish::divide))

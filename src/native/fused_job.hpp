@@ -1,0 +1,106 @@
+// Many rows of outputs at once: what the kernels for small windows are given.
+#pragma once
+#include "lanes.hpp"
+#include "new_rows.hpp"
+
+namespace anypool {
+namespace {
+
+constexpr int kFusedRows = 9;
+
+// Sums of bytes divided by one number, to nearest, ties to even, in shorts.
+struct ByteDivision {
+  bool known = false;
+  bool power = false;  // of two
+  uint16_t add = 0, by = 0;
+  int shift = 0;
+
+  ByteDivision() = default;
+  // `most` is the largest sum.
+  ByteDivision(i64 d, i64 most) {
+    for (shift = 0; i64(2) << shift <= d; ++shift) continue;
+    power = d == i64(1) << shift;
+    if (power) {
+      add = uint16_t(d / 2 - (d > 1));
+      known = most + d < 65536;
+      return;
+    }
+    // floor(t / d) = t * ceil(2^(16 + shift) / d) >> (16 + shift) as long as the excess of the factor stays too small to
+    // reach the next quotient. Quotients of odd numbers are never ties.
+    const i64 one = i64(65536) << shift, factor = (one + d - 1) / d, t = most + d / 2;
+    add = uint16_t(d / 2), by = uint16_t(factor);
+    known = d % 2 == 1 && d > 0 && t < 65536 && factor < 65536 && t * (factor * d - one) < one;
+  }
+  template <int L>
+  ANYPOOL_INLINE Vec<uint16_t, L> divide(Vec<uint16_t, L> v) const {
+    using V = Vec<uint16_t, L>;
+    const V by_power = splat<V>(uint16_t(shift));
+    if (power) return (v + add + ((v >> by_power) & splat<V>(uint16_t(shift > 0)))) >> by_power;
+    return mul_high<L>(v + add, by) >> by_power;
+  }
+  template <int L>
+  static ANYPOOL_INLINE Vec<uint16_t, L> mul_high(Vec<uint16_t, L> v, uint16_t by) {
+    using V = Vec<uint16_t, L>;
+#if defined(__AVX512BW__)
+    return (V)_mm512_mulhi_epu16((__m512i)v, _mm512_set1_epi16(short(by)));
+#elif defined(__AVX2__)
+    return (V)_mm256_mulhi_epu16((__m256i)v, _mm256_set1_epi16(short(by)));
+#elif defined(__x86_64__)
+    return (V)_mm_mulhi_epu16((__m128i)v, _mm_set1_epi16(short(by)));
+#else
+    using Wide = Vec<uint32_t, L>;
+    return __builtin_convertvector(__builtin_convertvector(v, Wide) * uint32_t(by) >> 16, V);
+#endif
+  }
+};
+
+// `count` rows of n outputs. rows[d * KH + h] are the input rows of the first window, `cols` columns each, and step[…] is
+// how many bytes further those of the next output row lie. The first window starts at column `start`, which may be
+// negative. Output o is divided by divisor[o], or multiplied by it if it is a reciprocal, if there is one.
+struct FusedJob {
+  const char* rows[kFusedRows];
+  i64 step[kFusedRows];
+  i64 cols, start;
+  char* y;
+  i64 y_step, n, count;
+  const char* divisor;
+  bool reciprocal;
+  ByteDivision bytes;  // instead of the divisor
+  bool in_order;       // whether to read the new rows of a window one after the other first
+  // Channels innermost: `inner` of them in each column, columns `pitch` elements apart, and the windows' numbers on w.
+  i64 inner, pitch, y_pitch, stride, dilation;
+  const char* none;  // a row that is absent
+};
+// Returns whether it met a NaN in the rows that the output row before has not seen, the last ones of each plane, as many
+// as the stride on w; the outputs are worth nothing then. Sums and integers never do, nor do kernels over channels.
+using FusedKernel = bool (*)(const FusedJob&);
+
+// L outputs divided as the job says, by L divisors from `by` on or, if Each is false, by the one there. Sums of bytes: in
+// floats, to nearest, ties to even (see divide_small).
+template <int L, bool Each = true, class V>
+ANYPOOL_INLINE V finished(V v, const FusedJob& job, i64 o) {
+  using A = typename LaneOf<V>::type;
+  if constexpr (!kIsFloat<A> && !kSame<A, uint16_t>) return v;  // no sum
+  if (!job.divisor) return v;
+  const auto by = [&](auto zero) {
+    using F = decltype(zero);
+    using E = typename LaneOf<F>::type;
+    const E* from = reinterpret_cast<const E*>(job.divisor) + o;
+    if constexpr (Each)
+      return load<F>(from);
+    else
+      return splat<F>(*from);
+  };
+  if constexpr (kSame<A, uint16_t>) {
+    if (job.bytes.known) return job.bytes.divide<L>(v);
+    using F = Vec<float, L>;
+    const F f = __builtin_convertvector(v, F), d = by(F{});
+    return __builtin_convertvector((job.reciprocal ? f * d : f / d) + 0x1.8p23f - 0x1.8p23f, V);
+  } else if constexpr (kIsFloat<A>) {
+    const V d = by(V{});
+    return job.reciprocal ? v * d : v / d;
+  }
+}
+
+}  // namespace
+}  // namespace anypool

@@ -1,0 +1,257 @@
+// Which windows have a kernel of their own, and the rows that it is given.
+#pragma once
+#include "fused.hpp"
+#include "pixels.hpp"
+#include "tree.hpp"
+
+namespace anypool {
+namespace {
+
+// ---- which there are -----------------------------------------------------------------------------------------------------
+
+// A kernel, and how it sees a row: columns of many channels, or (also those of few channels) as single elements.
+struct FusedChoice {
+  FusedKernel run = nullptr;
+  bool pixels = false;
+  bool numbers = false;  // it would lose a NaN, and says so when it meets one
+};
+
+template <class T, class Op>
+FusedKernel kernel_over_rows(i64 kd, i64 kh, i64 kw, i64 s, i64 dilation) {
+  if constexpr (kLanes<typename Op::A> >= 4)
+    if (dilation == 2 && kd == 1 && kh == 3 && kw == 3 && s == 1) return Fused<T, Op, 1, 3, 3, 1, 2>::run;
+  if (dilation != 1) return nullptr;
+  if (s == 4) return kd == 1 && kh == 1 && kw == 4 ? Fours<T, Op>::run : nullptr;
+  if (s > 2) return nullptr;
+#define ANYPOOL_FUSED(KD, KH, KW)                                                        \
+  if (kd == KD && kh == KH && kw == KW) {                                                \
+    if (s == 2) return Fused<T, Op, KD, KH, KW, 2>::run;                                 \
+    if constexpr (KW <= kLanes<typename Op::A>) return Fused<T, Op, KD, KH, KW, 1>::run; \
+  }
+  ANYPOOL_FUSED(1, 1, 2)
+  ANYPOOL_FUSED(1, 1, 3)
+  ANYPOOL_FUSED(1, 2, 2)
+  ANYPOOL_FUSED(1, 3, 3)
+  ANYPOOL_FUSED(1, 5, 5)
+  ANYPOOL_FUSED(2, 2, 2)
+  ANYPOOL_FUSED(3, 3, 3)
+#undef ANYPOOL_FUSED
+  return nullptr;
+}
+template <class T, class Op>
+FusedKernel kernel_over_pixels(i64 kd, i64 kh, i64 kw) {
+#define ANYPOOL_PIXELS(KD, KH, KW) \
+  if (kd == KD && kh == KH && kw == KW) return Pixels<T, Op, KD, KH, KW>::run;
+  ANYPOOL_PIXELS(1, 1, 2)
+  ANYPOOL_PIXELS(1, 1, 3)
+  ANYPOOL_PIXELS(1, 2, 2)
+  ANYPOOL_PIXELS(1, 3, 3)
+  ANYPOOL_PIXELS(2, 2, 2)
+  ANYPOOL_PIXELS(3, 3, 3)
+#undef ANYPOOL_PIXELS
+  return nullptr;
+}
+template <class A>
+struct WiderByte {
+  using type = A;
+};
+template <>
+struct WiderByte<uint8_t> {
+  using type = uint16_t;
+};
+// Fast may lose a NaN, Careful does not, Wide has room for pictures of bytes to be shuffled in.
+template <class T, class Fast, class Careful, class Wide>
+FusedChoice fused_choice(const Plan& p) {
+  using A = typename Fast::A;
+  const Axis& w = p.axis[2];
+  const i64 kd = p.axis[0].kernel, kh = p.axis[1].kernel, kw = w.kernel;
+  const bool near = w.pad <= kw * w.dilation && w.pad_hi <= kw * w.dilation;
+  if (p.inner == 1) {
+    if (!near || p.x_stride[2] != 1 || p.y_stride[2] != 1) return {};
+    return {kernel_over_rows<T, Fast>(kd, kh, kw, w.stride, w.dilation), false, Fast::kNumbersOnly};
+  }
+  if (p.x_stride[3] != 1 || p.y_stride[3] != 1) return {};
+  if (p.inner >= kLanes<A>) return {kernel_over_pixels<T, Careful>(kd, kh, kw), true, false};
+  if (p.inner != 3 || w.dilation != 1 || kd != 1 || !near || p.x_stride[2] != 3 || p.y_stride[2] != 3) return {};
+  if constexpr (kLanes<A> > 6)
+    if (kh == 3 && kw == 3 && w.stride == 1) return {Fused<T, Fast, 1, 3, 3, 1, 3>::run, false, Fast::kNumbersOnly};
+  if constexpr (kLanes<typename Wide::A> > 3)
+    if (kh == 2 && kw == 2 && w.stride == 2) return {PixelPairs<T, Wide, 3>::run, false, false};
+  return {};
+}
+template <class T, class A>
+FusedChoice fused_choice_of(const Plan& p) {
+  using Wide = typename WiderByte<A>::type;
+  if (p.merge == Merge::max) return fused_choice<T, SelectNumbers<A, true>, Select<A, true>, Select<Wide, true>>(p);
+  if (p.merge == Merge::min) return fused_choice<T, SelectNumbers<A, false>, Select<A, false>, Select<Wide, false>>(p);
+  if constexpr (kIsFloat<A>) return fused_choice<T, Sum<A>, Sum<A>, Sum<A>>(p);
+  return {};
+}
+
+// The fused kernel for a plan, or none: the engine then takes its general way.
+inline FusedChoice fused_choice_of(const Plan& p) {
+  for (const Axis& a : p.axis)
+    if (a.kind != AxisKind::sliding) return {};
+  if (p.lift != Lift::none || p.code != Code::none || p.out != p.in || p.merge == Merge::scaled_sum ||
+      (p.finish != Finish::none && p.finish != Finish::divide))
+    return {};
+  switch (p.in) {
+    case DType::u8:
+      if (p.merge != Merge::sum) return fused_choice_of<uint8_t, uint8_t>(p);
+      return p.finish == Finish::divide ? fused_choice<uint8_t, Sum<uint16_t>, Sum<uint16_t>, Sum<uint16_t>>(p)
+                                        : FusedChoice{};
+    case DType::i32: return p.merge == Merge::sum ? FusedChoice{} : fused_choice_of<int32_t, int32_t>(p);
+    default:
+      return with_float_types<FusedChoice>(p, [&](auto t, auto a) {
+        return fused_choice_of<typename decltype(t)::type, typename decltype(a)::type>(p);
+      });
+  }
+}
+
+// Output rows of a tile by a fused kernel.
+class FusedRows {
+  const Plan& p_;
+  const Tile& t_;
+  const FusedChoice choice_;
+  const HasNaN has_nan_;
+  const i64 unit_;                             // elements of a column, where the kernel sees single ones
+  char *none_ = nullptr, *divisor_ = nullptr;  // a row that is absent; what each column divides by
+  double rows_ = 0;                            // the divisor's other factor, for which divisor_ holds
+  i64 first_ = -1;
+  bool reciprocal_ = false;
+  ByteDivision bytes_;
+
+ public:
+  FusedRows(const Plan& plan, const Tile& tile, Arena& arena)
+      : p_(plan),
+        t_(tile),
+        choice_(fused_choice_of(plan)),
+        has_nan_(choice_.numbers ? has_nan_of(plan.in) : nullptr),
+        unit_(choice_.pixels ? 1 : plan.inner) {
+    if (!choice_.run) return;
+    const i64 row = choice_.pixels ? p_.inner : p_.axis[2].n_in * unit_;
+    if (choice_.pixels || may_miss(p_.axis[0]) || may_miss(p_.axis[1])) none_ = arena.take(row * size_of(p_.in));
+    if (p_.finish == Finish::divide) divisor_ = arena.take(lower(p_.tile_w, p_.axis[2].n_out) * unit_ * 8 + 256);
+    if (!arena.base || !none_) return;
+    with_type(p_.in, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      T none{};
+      if constexpr (kIsFloat<T> || kIsHalf<T>) {
+        const float inf = __builtin_inff();
+        narrow(none, p_.merge == Merge::sum ? -0.0f : p_.merge == Merge::max ? -inf : inf);
+      } else if (p_.merge != Merge::sum) {
+        none = p_.merge == Merge::max ? Limits<T>::bottom : Limits<T>::top;
+      }
+      fill(none_, row, none);
+    });
+  }
+  explicit operator bool() const { return choice_.run != nullptr; }
+
+  // Output rows [oh0, oh1), which lie y_step bytes apart from y on; other(oh) makes one that has met a NaN.
+  template <class F>
+  void run(const Buffers& buffers, char* y, i64 oh0, i64 oh1, F&& other) {
+    const Axis &h = p_.axis[1], &w = p_.axis[2];
+    const i64 bytes = size_of(p_.in), row = p_.x_stride[1] * bytes;
+    const char* x = static_cast<const char*>(buffers.x) + outer_offset(p_, p_.x_outer, t_.outer) * bytes;
+    const Window wd = window_of(p_.axis[0], t_.od);
+    FusedJob job;
+    job.cols = w.n_in * unit_, job.start = (t_.ow0 * w.stride - w.pad) * unit_, job.n = t_.outputs() * unit_;
+    job.y_step = p_.y_stride[1] * bytes;
+    job.in_order = row < kPage;
+    job.inner = p_.inner, job.pitch = p_.x_stride[2], job.y_pitch = p_.y_stride[2], job.stride = w.stride;
+    job.dilation = w.dilation, job.none = none_;
+    i64 looked = 0, clean_from = INT64_MIN;  // rows in which NaNs were looked for, and behind the last one found
+    for (i64 oh = oh0; oh < oh1; oh += job.count) {
+      const Window wh = window_of(h, oh);
+      const i64 end = wh.lo < wh.hi ? wh.at(wh.hi - 1) + 1 : 0;
+      const bool known = wh.step == 1 || h.stride == 1;  // that the kernel looks through every row sooner or later
+      if (has_nan_) {
+        const i64 own = !known ? end : lower(end, wh.at(wh.taps - (wh.step == 1 ? w.stride : 1)));
+        for (i64 r = higher(higher(0, wh.start), looked); r < own; ++r)
+          if (any_nan(x, wd, r)) clean_from = r + 1;
+        looked = higher(looked, own);
+      }
+      job.count = 1;
+      if (wh.start < clean_from) {
+        other(oh);
+        continue;
+      }
+      // The next rows with it, as long as they miss nothing and see no more new rows each than the kernel looks through.
+      if (wh.lo == 0 && wh.hi == wh.taps && (!has_nan_ || (h.stride <= w.stride && known)))
+        job.count = lower(oh1 - oh, (h.n_in - end) / h.stride + 1);
+      const i64 step = wh.step * row;
+      int i = 0;
+      for (i64 d = 0; d < wd.taps; ++d) {
+        const bool plane = d >= wd.lo && d < wd.hi;
+        const char* from = x + wd.at(d) * p_.x_stride[0] * bytes + wh.start * row;
+        for (i64 t = 0; t < wh.taps; ++t, from += step, ++i) {
+          const bool there = plane && t >= wh.lo && t < wh.hi;
+          job.rows[i] = there ? from : none_;
+          job.step[i] = there ? h.stride * row : 0;
+        }
+      }
+      job.y = y + (oh - oh0) * job.y_step;
+      job.divisor = p_.finish == Finish::divide ? divisor_row(oh) : nullptr;  // which also says what it holds
+      job.reciprocal = reciprocal_, job.bytes = bytes_;
+      looked = higher(looked, end + (job.count - 1) * h.stride);
+      if (!choice_.run(job)) continue;
+      for (i64 r = 0; r < job.count; ++r) other(oh + r);
+      clean_from = looked;
+    }
+  }
+
+ private:
+  // Row h of the window's planes.
+  bool any_nan(const char* x, const Window& d, i64 h) const {
+    bool any = false;
+    for (i64 t = d.lo; t < d.hi; ++t)
+      any |= has_nan_(x + (d.at(t) * p_.x_stride[0] + h * p_.x_stride[1]) * size_of(p_.in), p_.axis[2].n_in * unit_);
+    return any;
+  }
+  static bool may_miss(const Axis& a) {  // whether some window has a tap outside the data
+    return a.pad > 0 || (a.n_out - 1) * a.stride - a.pad + (a.kernel - 1) * a.dilation >= a.n_in;
+  }
+
+  // Multiplying by the reciprocal is less work, and as exact for powers of two; for sums of bytes also for odd numbers,
+  // whose quotients are never ties and at least 1 / (2 by) away from one.
+  bool exact_reciprocal(double by) const {
+    const i64 whole = i64(by);
+    if (double(whole) != by || whole <= 0) return false;
+    return (whole & (whole - 1)) == 0 || (p_.in == DType::u8 && whole % 2 == 1 && whole < 1024);
+  }
+  const char* divisor_row(i64 oh) {
+    const bool constant = p_.divisor == Divisor::constant;
+    const double rows = constant ? p_.divisor_value
+                                 : double(divisor_of(p_.forward[0], t_.od, p_.divisor)) *
+                                       double(divisor_of(p_.forward[1], oh, p_.divisor));
+    // Where no column misses a tap, they are all alike, in every tile.
+    const bool alike = constant || !may_miss(p_.forward[2]);
+    const i64 first = alike ? 0 : t_.ow0;
+    if (rows != rows_ || first != first_) {
+      rows_ = rows, first_ = first;
+      reciprocal_ = true;
+      bool even = true;
+      double last = 0;
+      const auto put = [&](auto* out) {
+        const i64 n = alike ? lower(p_.tile_w, p_.axis[2].n_out) : t_.outputs();
+        for (i64 o = 0; o < n; ++o) {
+          const double by = constant ? rows : rows * double(divisor_of(p_.forward[2], first + o, p_.divisor));
+          reciprocal_ &= exact_reciprocal(by);
+          even &= o == 0 || by == last;
+          last = by;
+          for (i64 u = 0; u < unit_; ++u) narrow(out[o * unit_ + u], by);
+        }
+        for (i64 o = 0; reciprocal_ && o < n * unit_; ++o) out[o] = 1 / out[o];
+        for (i64 o = n * unit_; o < n * unit_ + 256 / i64(sizeof *out); ++o) out[o] = 1;  // lanes that are not stored
+      };
+      p_.acc == DType::f64 ? put(reinterpret_cast<double*>(divisor_)) : put(reinterpret_cast<float*>(divisor_));
+      const i64 taps = p_.axis[0].kernel * p_.axis[1].kernel * p_.axis[2].kernel;
+      const bool whole = even && p_.in == DType::u8 && last >= 1 && last < 65536 && last == double(i64(last));
+      bytes_ = whole ? ByteDivision(i64(last), taps * 255) : ByteDivision{};
+    }
+    return divisor_;
+  }
+};
+
+}  // namespace
+}  // namespace anypool
