@@ -70,6 +70,14 @@ struct FusedJob {
   // Channels innermost: `inner` of them in each column, columns `pitch` elements apart, and the windows' numbers on w.
   i64 inner, pitch, y_pitch, stride, dilation;
   const char* none;  // a row that is absent
+  // The winners' offsets or indices: where they go; those of the window's taps; those of its first tap that is not absent,
+  // as the sum of what the rows and what each column contributes; and the index of its first tap.
+  char* codes;
+  i64 codes_step;
+  const int32_t* tap;
+  int32_t first_row;
+  const int32_t* first_column;
+  i64 index, index_step;
 };
 // Returns whether it met a NaN in the rows that the output row before has not seen, the last ones of each plane, as many
 // as the stride on w; the outputs are worth nothing then. Sums and integers never do, nor do kernels over channels.

@@ -1,6 +1,7 @@
 // Which windows have a kernel of their own, and the rows that it is given.
 #pragma once
 #include "fused.hpp"
+#include "fused_codes.hpp"
 #include "pixels.hpp"
 #include "tree.hpp"
 
@@ -88,13 +89,51 @@ FusedChoice fused_choice_of(const Plan& p) {
   return {};
 }
 
+template <class T, bool IsMax, class Code>
+FusedKernel kernel_with_codes(i64 kd, i64 kh, i64 kw, i64 s) {
+#define ANYPOOL_CODES(KD, KH, KW)       \
+  if (kd == KD && kh == KH && kw == KW) \
+    return s == 1 ? FusedCodes<T, IsMax, KD, KH, KW, 1, Code>::run : FusedCodes<T, IsMax, KD, KH, KW, 2, Code>::run;
+  ANYPOOL_CODES(1, 1, 2)
+  ANYPOOL_CODES(1, 1, 3)
+  ANYPOOL_CODES(1, 2, 2)
+  ANYPOOL_CODES(1, 3, 3)
+  ANYPOOL_CODES(2, 2, 2)
+#undef ANYPOOL_CODES
+  return nullptr;
+}
+// For maxima and minima with the winners' offsets or indices.
+inline FusedChoice coded_choice_of(const Plan& p) {
+  const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
+  if (p.inner != 1 || p.x_stride[2] != 1 || p.y_stride[2] != 1 || p.code_stride[2] != 1 || w.stride > 2 ||
+      w.dilation != 1 || h.dilation != 1 || d.dilation != 1 || w.pad > w.kernel || w.pad_hi > w.kernel ||
+      p.acc != DType::f32 || (p.code != Code::u8 && p.code != Code::index) ||
+      d.kernel * h.n_in >= (i64(1) << 30) / higher(w.n_in, 1))  // the taps' places fit 32 bits
+    return {};
+  const bool max = p.merge == Merge::max, index = p.code == Code::index;
+  const FusedKernel run = with_float_types<FusedKernel>(p, [&](auto t, auto a) -> FusedKernel {
+    using T = typename decltype(t)::type;
+    if constexpr (sizeof(typename decltype(a)::type) == 4) {
+      const auto kernel = [&](auto code) {
+        using C = decltype(code);
+        return max ? kernel_with_codes<T, true, C>(d.kernel, h.kernel, w.kernel, w.stride)
+                   : kernel_with_codes<T, false, C>(d.kernel, h.kernel, w.kernel, w.stride);
+      };
+      return index ? kernel(i64{}) : kernel(uint8_t{});
+    }
+    return nullptr;
+  });
+  return {run, false, true};
+}
+
 // The fused kernel for a plan, or none: the engine then takes its general way.
 inline FusedChoice fused_choice_of(const Plan& p) {
   for (const Axis& a : p.axis)
     if (a.kind != AxisKind::sliding) return {};
-  if (p.lift != Lift::none || p.code != Code::none || p.out != p.in || p.merge == Merge::scaled_sum ||
+  if (p.lift != Lift::none || p.out != p.in || p.merge == Merge::scaled_sum ||
       (p.finish != Finish::none && p.finish != Finish::divide))
     return {};
+  if (p.code != Code::none) return coded_choice_of(p);
   switch (p.in) {
     case DType::u8:
       if (p.merge != Merge::sum) return fused_choice_of<uint8_t, uint8_t>(p);
@@ -120,6 +159,9 @@ class FusedRows {
   i64 first_ = -1;
   bool reciprocal_ = false;
   ByteDivision bytes_;
+  int32_t taps_[kFusedRows * 3];
+  int32_t* first_column_ = nullptr;
+  char* codes_ = nullptr;
 
  public:
   FusedRows(const Plan& plan, const Tile& tile, Arena& arena)
@@ -132,6 +174,10 @@ class FusedRows {
     const i64 row = choice_.pixels ? p_.inner : p_.axis[2].n_in * unit_;
     if (choice_.pixels || may_miss(p_.axis[0]) || may_miss(p_.axis[1])) none_ = arena.take(row * size_of(p_.in));
     if (p_.finish == Finish::divide) divisor_ = arena.take(lower(p_.tile_w, p_.axis[2].n_out) * unit_ * 8 + 256);
+    if (p_.code != Code::none) {
+      first_column_ = arena.take_array<int32_t>(lower(p_.tile_w, p_.axis[2].n_out) + 64);
+      place_taps();
+    }
     if (!arena.base || !none_) return;
     with_type(p_.in, [&](auto tag) {
       using T = typename decltype(tag)::type;
@@ -160,6 +206,7 @@ class FusedRows {
     job.in_order = row < kPage;
     job.inner = p_.inner, job.pitch = p_.x_stride[2], job.y_pitch = p_.y_stride[2], job.stride = w.stride;
     job.dilation = w.dilation, job.none = none_;
+    if (first_column_) place_codes(buffers, job);
     i64 looked = 0, clean_from = INT64_MIN;  // rows in which NaNs were looked for, and behind the last one found
     for (i64 oh = oh0; oh < oh1; oh += job.count) {
       const Window wh = window_of(h, oh);
@@ -191,6 +238,7 @@ class FusedRows {
         }
       }
       job.y = y + (oh - oh0) * job.y_step;
+      if (first_column_) place_codes_of(oh, wd, wh, job);
       job.divisor = p_.finish == Finish::divide ? divisor_row(oh) : nullptr;  // which also says what it holds
       job.reciprocal = reciprocal_, job.bytes = bytes_;
       looked = higher(looked, end + (job.count - 1) * h.stride);
@@ -201,6 +249,34 @@ class FusedRows {
   }
 
  private:
+  i64 place(i64 d, i64 h, i64 w) const {  // of an element, as the winners are counted
+    const bool index = p_.code == Code::index;
+    return (d * (index ? p_.axis[1].n_in : p_.axis[1].kernel) + h) * (index ? p_.axis[2].n_in : p_.axis[2].kernel) + w;
+  }
+  void place_taps() {
+    int i = 0;
+    for (i64 d = 0; d < p_.axis[0].kernel; ++d)
+      for (i64 h = 0; h < p_.axis[1].kernel; ++h)
+        for (i64 w = 0; w < p_.axis[2].kernel; ++w) taps_[i++] = int32_t(place(d, h, w));
+  }
+  // For a tile, and then for the rows from oh on.
+  void place_codes(const Buffers& buffers, FusedJob& job) {
+    const i64 bytes = p_.code == Code::index ? 8 : 1;
+    for (i64 o = 0; o < t_.outputs() + 64; ++o)
+      first_column_[o] = o < t_.outputs() ? int32_t(window_of(p_.axis[2], t_.ow0 + o).lo) : 0;
+    job.tap = taps_, job.first_column = first_column_;
+    codes_ =
+        static_cast<char*>(buffers.code) +
+        (outer_offset(p_, p_.code_outer, t_.outer) + t_.od * p_.code_stride[0] + t_.ow0 * p_.code_stride[2]) * bytes;
+    job.codes_step = p_.code_stride[1] * bytes;
+    job.index_step = p_.axis[1].stride * p_.axis[2].n_in;
+  }
+  void place_codes_of(i64 oh, const Window& d, const Window& h, FusedJob& job) {
+    job.codes = codes_ + oh * job.codes_step;
+    job.first_row = int32_t(place(d.lo, h.lo, 0));
+    job.index = (d.start * p_.axis[1].n_in + h.start) * p_.axis[2].n_in + job.start;
+  }
+
   // Row h of the window's planes.
   bool any_nan(const char* x, const Window& d, i64 h) const {
     bool any = false;

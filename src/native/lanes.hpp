@@ -42,7 +42,9 @@ ANYPOOL_INLINE Vec<T, L> load_masked(const T* p, uint64_t m) {
 }
 template <class T, int L>
 ANYPOOL_INLINE void store_masked(T* p, Vec<T, L> v, uint64_t m) {
-  if constexpr (sizeof(T) * L == 32) {
+  if constexpr (sizeof(T) * L == 16) {
+    _mm_mask_storeu_epi8(p, __mmask16(m), (__m128i)v);
+  } else if constexpr (sizeof(T) * L == 32) {
     if constexpr (sizeof(T) == 1) return _mm256_mask_storeu_epi8(p, __mmask32(m), (__m256i)v);
     return _mm256_mask_storeu_epi16(p, __mmask16(m), (__m256i)v);
   } else {
@@ -108,26 +110,19 @@ template <int L>
 struct Numbers<f16, float, L> {
   using Bits = uint16_t;
   using Raw = Vec<uint16_t, L>;
-  static ANYPOOL_INLINE Vec<float, L> wide(Raw v) {
-    Vec<float, L> f;
-    for (int i = 0; i < L / 8; ++i) {
-      __m128i half;
-      __builtin_memcpy(&half, reinterpret_cast<const uint16_t*>(&v) + 8 * i, sizeof half);
-      const __m256 part = _mm256_cvtph_ps(half);
-      __builtin_memcpy(reinterpret_cast<float*>(&f) + 8 * i, &part, sizeof part);
-    }
-    return f;
-  }
+#if defined(__AVX512F__)
+  static_assert(L == 16, "as many lanes as a vector has");
+  static ANYPOOL_INLINE Vec<float, L> wide(Raw v) { return (Vec<float, L>)_mm512_maskz_cvtph_ps(-1, (__m256i)v); }
   static ANYPOOL_INLINE Raw narrow(Vec<float, L> f) {
-    Raw v;
-    for (int i = 0; i < L / 8; ++i) {
-      __m256 part;
-      __builtin_memcpy(&part, reinterpret_cast<const float*>(&f) + 8 * i, sizeof part);
-      const __m128i half = _mm256_cvtps_ph(part, _MM_FROUND_TO_NEAREST_INT);
-      __builtin_memcpy(reinterpret_cast<uint16_t*>(&v) + 8 * i, &half, sizeof half);
-    }
-    return v;
+    return (Raw)_mm512_maskz_cvtps_ph(-1, (__m512)f, _MM_FROUND_TO_NEAREST_INT);
   }
+#else
+  static_assert(L == 8, "as many lanes as a vector has");
+  static ANYPOOL_INLINE Vec<float, L> wide(Raw v) { return (Vec<float, L>)_mm256_cvtph_ps((__m128i)v); }
+  static ANYPOOL_INLINE Raw narrow(Vec<float, L> f) {
+    return (Raw)_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT);
+  }
+#endif
 };
 #endif
 

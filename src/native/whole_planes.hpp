@@ -70,7 +70,7 @@ class WholePlanes {
 
   template <class Op>
   V group(i64 block, i64 n, NaNs<A, L>& nan) const {
-    V v[L];
+    V v[L] = {};
     for (int i = 0; i < together_; ++i) v[i] = i < n ? columns<Op>(block + i, nan) : v[0];
     for (int left = together_; left > 1; left /= 2)
       for (int i = 0; i < left / 2; ++i) v[i] = neighbours<Op>(v[2 * i], v[2 * i + 1]);

@@ -57,7 +57,10 @@ class Native:
         return reason
 
     def describe(self, job: Pass, x: Array) -> dict[str, Any]:
-        recipe = _recipe(job, x, np.empty_like(x, job.result, shape=job.shape(x.shape)), None, None, None)
+        shape = job.shape(x.shape)
+        y = np.empty_like(x, job.result, shape=shape)
+        codes = np.empty_like(x, job.code_dtype(), shape=shape) if job.codes else None
+        recipe = _recipe(job, x, y, codes, None, None)
         return {
             "kernel": f"{job.lift}+{job.merge}+{job.finish}, {job.accumulator} states, {recipe.way}",
             "isa": _native.isa(),

@@ -1,0 +1,188 @@
+"""The kernels that the native backend has for common windows, each on shapes that it takes, against the reference.
+
+What `explain` says proves which one ran; rows end in the middle of a vector, NaNs and infinities stand in every lane,
+and there are more planes than are taken at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import anypool as ap
+import cases
+import tolerance
+
+HALVES = [
+    name for name in ("float16", "bfloat16") if name in {d if isinstance(d, str) else d.name for d in cases.HALVES}
+]
+FLOATS = ["float32", "float64", *HALVES]
+
+# name: (shape, channels last?, arguments of pool, part of the kernel's description)
+WINDOWS = {
+    "rows, stride 1": ((2, 3, 9, 131), False, {"kernel_size": (3, 3), "stride": 1, "padding": 1}, "fused rows"),
+    "rows, stride 2": ((2, 3, 9, 131), False, {"kernel_size": (3, 3), "stride": 2, "padding": 1}, "fused rows"),
+    "rows, 2x2": ((2, 3, 10, 141), False, {"kernel_size": (2, 2)}, "fused rows"),
+    "rows, four": ((2, 3, 1003), False, {"kernel_size": (4,)}, "fused rows"),
+    "rows, 2x2x2": ((2, 3, 6, 7, 50), False, {"kernel_size": (2, 2, 2)}, "fused rows"),
+    "flat planes, 3x3": ((2, 9, 19, 35), False, {"kernel_size": (3, 3), "stride": 1, "padding": 1}, "planes at once"),
+    "flat planes, 5x5": ((2, 9, 20, 21), False, {"kernel_size": (5, 5), "stride": 1, "padding": 2}, "planes at once"),
+    "flat planes, dilation": (
+        (2, 9, 18, 23), False, {"kernel_size": (3, 3), "stride": 1, "padding": 2, "dilation": 2}, "planes at once",
+    ),
+    "tiny planes": ((3, 23, 7, 7), False, {"kernel_size": (3, 3), "stride": 1, "padding": 1}, "planes at once"),
+    "tiny planes, one column": (
+        (3, 23, 7, 1), False, {"kernel_size": (3, 3), "stride": 1, "padding": 1}, "planes at once",
+    ),
+    "blocks, width 8": ((2, 5, 24, 56), False, {"kernel_size": (3, 8)}, "planes at once"),
+    "blocks, width 16": ((2, 5, 24, 112), False, {"kernel_size": (8, 16)}, "planes at once"),
+    "blocks, width 2": ((2, 5, 14, 14), False, {"kernel_size": (2, 2)}, "planes at once"),
+    "whole planes": ((3, 7, 7, 7), False, {"kernel_size": (7, 7)}, "planes at once"),
+    "whole wide planes": ((2, 3, 11, 203), False, {"kernel_size": (11, 203)}, "planes at once"),
+    "pixels, 3x3": ((2, 70, 9, 11), True, {"kernel_size": (3, 3), "stride": 2, "padding": 1}, "fused rows"),
+    "pixels, dilation": (
+        (2, 70, 9, 11), True, {"kernel_size": (3, 3), "stride": 1, "padding": 2, "dilation": 2}, "fused rows",
+    ),
+    "pixels, 2x2": ((2, 64, 9, 11), True, {"kernel_size": (2, 2)}, "fused rows"),
+    "pixels, 3": ((2, 67, 31), True, {"kernel_size": (3,), "stride": 1, "padding": 1}, "fused rows"),
+    "pixels, 3x3x3": ((1, 66, 5, 6, 7), True, {"kernel_size": (3, 3, 3), "stride": 2, "padding": 1}, "fused rows"),
+    "pictures, 3x3": ((2, 3, 9, 61), True, {"kernel_size": (3, 3), "stride": 1, "padding": 1}, "fused rows"),
+    "pictures, 2x2": ((2, 3, 9, 61), True, {"kernel_size": (2, 2)}, "fused rows"),
+}  # fmt: skip
+
+
+def laid_out(x: np.ndarray, channels_last: bool) -> tuple[np.ndarray, dict]:
+    axes = tuple(range(2, x.ndim))
+    if not channels_last:
+        return x, {"axes": axes}
+    return np.ascontiguousarray(np.moveaxis(x, 1, -1)), {"axes": tuple(a - 1 for a in axes)}
+
+
+def both(x: np.ndarray, reduction: str, **kwargs):
+    results = []
+    for name in ("native", "reference"):
+        with ap.backends.use(name):
+            results.append(ap.pool(x, reduction, **kwargs))
+    return results
+
+
+def special(shape: tuple[int, ...], dtype: np.dtype, which: str) -> np.ndarray:
+    x = np.random.default_rng(5).standard_normal(shape).astype(dtype)
+    flat = x.reshape(-1)
+    if which == "NaN in each lane":
+        flat[:: max(1, flat.size // 40) | 1] = np.nan
+    elif which == "one NaN at the end":
+        flat[-1] = np.nan
+    elif which == "infinities and zeros":
+        flat[::3], flat[1::7], flat[2::5] = -np.inf, np.inf, -0.0
+    return x
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("reduction", ["max", "min", "mean", "sum"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_floats(window, reduction, dtype):
+    shape, last, kwargs, kernel = WINDOWS[window]
+    for which in ("numbers", "NaN in each lane", "one NaN at the end", "infinities and zeros"):
+        x, axes = laid_out(special(shape, cases.dtype_of(dtype), which), last)
+        arguments = axes | kwargs
+        said = ap.explain(ap.pool, x, reduction, **arguments)
+        # pictures and the oldest level's narrow vectors have no kernel for every type
+        if dtype == "float32" and said.isa != "x86_64_v2":
+            assert kernel in said.kernel
+        native, reference = both(x, reduction, **arguments)
+        assert tolerance.same_bits(native, reference), which
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
+def test_means(window, dtype, include):
+    """Divisors that differ at the borders, and sums that are ties."""
+    shape, last, kwargs, _ = WINDOWS[window]
+    x = np.random.default_rng(6).integers(0, 256, shape).astype(dtype)
+    x, axes = laid_out(x, last)
+    native, reference = both(x, "mean", count_include_pad=include, **axes, **kwargs)
+    assert tolerance.same_bits(native, reference)
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 3, 4, 6, 7, 9, 16, 25, 27, 255, 1000, 1001, 100_000])
+@pytest.mark.parametrize("window", ["rows, stride 1", "rows, 2x2", "pictures, 2x2", "pictures, 3x3", "pixels, 2x2"])
+def test_bytes_are_divided_exactly(window, divisor):
+    shape, last, kwargs, _ = WINDOWS[window]
+    for x in (np.full(shape, 255, np.uint8), np.random.default_rng(7).integers(0, 256, shape, np.uint8)):
+        x, axes = laid_out(x, last)
+        native, reference = both(x, "mean", divisor_override=divisor, **axes, **kwargs)
+        assert tolerance.same_bits(native, reference)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+@pytest.mark.parametrize("reduction", ["max", "min"])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_integers(window, reduction, dtype):
+    shape, last, kwargs, _ = WINDOWS[window]
+    x, axes = laid_out(np.random.default_rng(8).integers(0, 256, shape).astype(dtype), last)
+    native, reference = both(x, reduction, **axes, **kwargs)
+    assert tolerance.same_bits(native, reference)
+
+
+CODED = {
+    "3x3 s2": ((2, 3, 13, 131), {"kernel_size": (3, 3), "stride": 2, "padding": 1}),
+    "3x3 s1": ((2, 3, 13, 67), {"kernel_size": (3, 3), "stride": 1, "padding": 1}),
+    "3x3 s2 ceil": ((2, 3, 14, 130), {"kernel_size": (3, 3), "stride": 2, "ceil_mode": True}),
+    "2x2": ((2, 3, 10, 141), {"kernel_size": (2, 2)}),
+    "2x2 s1": ((2, 3, 10, 41), {"kernel_size": (2, 2), "stride": 1, "padding": 1}),
+    "3 s2, longer than a block": ((1, 2, 12_007), {"kernel_size": (3,), "stride": 2, "padding": 1}),
+    "2": ((2, 3, 101), {"kernel_size": (2,)}),
+    "2x2x2": ((1, 2, 5, 6, 51), {"kernel_size": (2, 2, 2), "stride": 2, "padding": 1}),
+}
+
+
+@pytest.mark.parametrize("window", CODED)
+@pytest.mark.parametrize("reduction", ["max", "min"])
+@pytest.mark.parametrize("dtype", ["float32", *HALVES])
+def test_winners(window, reduction, dtype):
+    """Indices, and the gradient, which is made from codes: ties, all -inf, NaNs."""
+    shape, kwargs = CODED[window]
+    values = [special(shape, cases.dtype_of(dtype), w) for w in ("numbers", "NaN in each lane", "infinities and zeros")]
+    worst = -np.inf if reduction == "max" else np.inf
+    values += [np.round(values[0]), np.full(shape, worst, cases.dtype_of(dtype))]
+    for x in values:
+        axes = {"axes": tuple(range(2, x.ndim))}
+        assert "fused rows" in ap.explain(ap.pool, x, reduction, return_indices=True, **axes, **kwargs).kernel
+        (native, places), (reference, wanted) = both(x, reduction, return_indices=True, **axes, **kwargs)
+        assert tolerance.same_bits(native, reference)
+        np.testing.assert_array_equal(places, wanted)
+        gradients = []
+        for name in ("native", "reference"):
+            with ap.backends.use(name):
+                y, pullback = ap.vjp(ap.pool, x, reduction, **axes, **kwargs)
+                gradients.append(pullback(np.ones_like(y)))
+        np.testing.assert_array_equal(*(g.astype(np.float64) for g in gradients))
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 2.5])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_gradients_of_powers(p, dtype):
+    """Small exponents are multiplied out, others go by way of logarithms: the same numbers, tiny and huge included."""
+    x = np.random.default_rng(9).standard_normal((2, 3, 12, 37))
+    x[0, 0] *= 1e-3 if dtype == "float16" else 1e-6
+    x[0, 1] *= 1e2 if dtype == "float16" else 1e6
+    x[1, 0, :6] = 0
+    x = x.astype(cases.dtype_of(dtype))
+    windows = {"kernel_size": (3, 3), "stride": 2, "padding": 1}
+    bound = {"float64": 1e-12, "float32": 1e-5, "float16": 2e-2, "bfloat16": 2e-2}[dtype]
+
+    def gradient(backend: str, x: np.ndarray, function, *args, **kwargs) -> np.ndarray:
+        with ap.backends.use(backend):
+            y, pullback = ap.vjp(function, x, *args, **windows, **kwargs)
+            return pullback(np.ones_like(y)).astype(np.float64)
+
+    norm = (ap.pool, "lp")
+    exact = gradient("reference", x.astype(np.float64), *norm, norm_type=p)
+    for backend in ("native", "reference"):
+        got = gradient(backend, x, *norm, norm_type=p)
+        np.testing.assert_allclose(got, exact, rtol=bound, atol=bound * 1e-2 if dtype == "float16" else 1e-30)
+    # with signs, where sums cancel: what both make of the same y
+    signed = [gradient(backend, x, ap.lp_pool2d, norm_type=p) for backend in ("native", "reference")]
+    np.testing.assert_allclose(*signed, rtol=bound, atol=bound * 1e-2 if dtype == "float16" else 1e-30)
