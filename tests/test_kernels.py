@@ -87,8 +87,7 @@ def test_floats(window, reduction, dtype):
         x, axes = laid_out(special(shape, cases.dtype_of(dtype), which), last)
         arguments = axes | kwargs
         said = ap.explain(ap.pool, x, reduction, **arguments)
-        # pictures and the oldest level's narrow vectors have no kernel for every type
-        if dtype == "float32" and said.isa != "x86_64_v2":
+        if dtype == "float32" and said.isa == "x86_64_v4":  # shorter vectors have no kernel for each of these rows
             assert kernel in said.kernel
         native, reference = both(x, reduction, **arguments)
         assert tolerance.same_bits(native, reference), which
@@ -149,7 +148,8 @@ def test_winners(window, reduction, dtype):
     values += [np.round(values[0]), np.full(shape, worst, cases.dtype_of(dtype))]
     for x in values:
         axes = {"axes": tuple(range(2, x.ndim))}
-        assert "fused rows" in ap.explain(ap.pool, x, reduction, return_indices=True, **axes, **kwargs).kernel
+        said = ap.explain(ap.pool, x, reduction, return_indices=True, **axes, **kwargs)
+        assert "fused rows" in said.kernel or (dtype == "float16" and said.isa == "x86_64_v2")
         (native, places), (reference, wanted) = both(x, reduction, return_indices=True, **axes, **kwargs)
         assert tolerance.same_bits(native, reference)
         np.testing.assert_array_equal(places, wanted)

@@ -203,7 +203,7 @@ class FusedRows {
     FusedJob job;
     job.cols = w.n_in * unit_, job.start = (t_.ow0 * w.stride - w.pad) * unit_, job.n = t_.outputs() * unit_;
     job.y_step = p_.y_stride[1] * bytes;
-    job.in_order = row < kPage;
+    job.in_order = p_.axis[0].kernel * p_.axis[1].kernel > 1 && job.cols * bytes < kPage;
     job.inner = p_.inner, job.pitch = p_.x_stride[2], job.y_pitch = p_.y_stride[2], job.stride = w.stride;
     job.dilation = w.dilation, job.none = none_;
     if (first_column_) place_codes(buffers, job);

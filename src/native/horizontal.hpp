@@ -216,6 +216,13 @@ class HorizontalMerge {
       k_.merge(level_[l], 0, s, 2, 1, (span() - (2 * half - 1) * w_.dilation) * t_.cb);
     }
     const i64 n = t_.outputs(), step = w_.stride * t_.cb;
+    if (k_.idempotent) {  // two pieces that overlap
+      const i64 second = w_.kernel - (i64(1) << levels_);
+      const bool whole = w_.stride == 1 && pitch == t_.cb;
+      set_at(s[0], k_, level_[levels_], 0, 0, step);
+      set_at(s[1], k_, level_[levels_], second * w_.dilation * t_.cb, second, step);
+      return k_.merge(dst, pitch, s, second ? 2 : 1, whole ? 1 : n, whole ? n * t_.cb : t_.cb);
+    }
     int pieces = 0, spare = 0;
     for (i64 taps = w_.kernel, level = 0; taps; ++level) {  // from the last, smallest piece to the first
       if (!(taps >> level & 1)) continue;

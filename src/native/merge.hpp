@@ -193,6 +193,7 @@ void fill(char* p, i64 n, T value) {
 struct Kernel {
   i64 a_bytes, b_bytes;  // size of the components of a state; b_bytes 0: there is one
   bool coded;            // b is the winner's offset in the window
+  bool idempotent;       // taps may be merged twice
   // dst[r][0..width) = merge of sources[0..n)[r][0..width), n <= kLeaf; dst_pitch and width in elements.
   void (*merge)(Row dst, i64 dst_pitch, const Source* sources, int n, i64 rows, i64 width);
   // The same for one row, its even columns into one row and its odd ones into another.
@@ -281,6 +282,7 @@ template <class Op>
 constexpr Kernel kKernel = {sizeof(typename Op::A),
                             Op::kPair ? sizeof(typename Op::B) : 0,
                             Op::kCoded,
+                            Op::kIdempotent,
                             merge_rows<Op>,
                             merge_split<Op>,
                             merge_tall_rows<Op>,

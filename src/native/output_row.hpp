@@ -11,6 +11,8 @@ inline DType type_of(Code c) {
   return c == Code::u8 ? DType::u8 : c == Code::u16 ? DType::u16 : c == Code::i32 ? DType::i32 : DType::i64;
 }
 
+inline i64 taps_of(const Plan& p) { return p.axis[0].kernel * p.axis[1].kernel * p.axis[2].kernel; }
+
 class OutputRow {
   const Plan& p_;
   const Kernel& k_;
@@ -18,6 +20,7 @@ class OutputRow {
   const Convert store_;
   const i64 bytes_;
   const bool small_sums_;  // of 8-bit integers, below 2^22
+  const bool exact_sums_;  // of at most 32-bit integers, below 2^50
   const bool merged_in_place_, adjoint_;
   i64 divisor_from_ = -1, divisor_to_ = -1;  // the columns that divisor_w_ holds
   bool even_divisor_ = false;                // the same for all columns of the tile
@@ -34,8 +37,8 @@ class OutputRow {
         t_(tile),
         store_(converter(plan.acc, plan.out)),
         bytes_(size_of(plan.out)),
-        small_sums_(size_of(plan.in) == 1 &&
-                    plan.axis[0].kernel * plan.axis[1].kernel * plan.axis[2].kernel <= i64(1) << 14),
+        small_sums_(size_of(plan.in) == 1 && taps_of(plan) <= i64(1) << 14),
+        exact_sums_(plan.in < DType::f16 && size_of(plan.in) <= 4 && taps_of(plan) <= i64(1) << 18),
         merged_in_place_(!kernel.b_bytes && plan.out == plan.acc &&
                          (plan.inner == 1 ? plan.y_stride[2] == 1 || plan.axis[2].n_out == 1 : plan.y_stride[3] == 1)),
         adjoint_(plan.axis[0].kind == AxisKind::transposed || plan.axis[1].kind == AxisKind::transposed ||
@@ -43,7 +46,7 @@ class OutputRow {
     row_ = take_row(arena, k_, n);
     wide_ = arena.take_array<double>(n);
     divisor_w_ = arena.take_array<double>(n);
-    const i64 taps = p_.axis[0].kernel * p_.axis[1].kernel * p_.axis[2].kernel;
+    const i64 taps = taps_of(p_);
     const bool table = p_.code == Code::index && taps <= kOffsetTable;
     offset_ = table ? arena.take_array<i64>(taps) : nullptr;
     for (i64 c = 0; table && arena.base && c < taps; ++c) offset_[c] = offset_of(c);
@@ -136,6 +139,9 @@ class OutputRow {
     if constexpr (kSame<T, int32_t>)
       if (small_sums_ && (constant || even_divisor_))
         return divide_small(v, cols * t_.cb, float(constant ? rows : rows * divisor_w_[0]));
+    if constexpr (!kIsFloat<T> && sizeof(T) == 8)
+      if (exact_sums_ && (constant || even_divisor_))
+        return divide_exact(v, cols * t_.cb, constant ? rows : rows * divisor_w_[0]);
     if (constant || even_divisor_) return divide_all(v, cols * t_.cb, constant ? rows : rows * divisor_w_[0]);
     if (t_.cb == 1) return divide_each(v, cols, rows, divisor_w_ + first);
     for (i64 o = 0; o < cols; ++o) divide_all(v + o * t_.cb, t_.cb, rows * divisor_w_[first + o]);

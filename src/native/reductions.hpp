@@ -51,7 +51,7 @@ template <class T, bool IsMax>
 struct Select {  // the largest or smallest value; the sign of a zero among equal zeros is that of the merge order
   using A = T;
   using B = char;
-  static constexpr bool kPair = false, kCoded = false;
+  static constexpr bool kPair = false, kCoded = false, kIdempotent = true;
   static constexpr bool kNumbersOnly = false;  // whether a NaN would be lost
   static constexpr int kMaxLanes = kLanes<T>;
   template <int L>
@@ -93,7 +93,7 @@ template <class T, class I, bool IsMax>
 struct SelectCoded {
   using A = T;
   using B = I;
-  static constexpr bool kPair = true, kCoded = true;
+  static constexpr bool kPair = true, kCoded = true, kIdempotent = true;
   static constexpr int kMaxLanes = kLanes<T>;
   static_assert(sizeof(T) == sizeof(I), "one code lane per value lane");
   template <int L>
@@ -128,7 +128,7 @@ template <class T>
 struct Sum {
   using A = T;
   using B = char;
-  static constexpr bool kPair = false, kCoded = false;
+  static constexpr bool kPair = false, kCoded = false, kIdempotent = false;
   static constexpr bool kNumbersOnly = false;  // whether a NaN would be lost
   static constexpr int kMaxLanes = kLanes<T>;
   template <int L>
@@ -159,7 +159,7 @@ struct Sum {
 struct ScaledSum {
   using A = double;
   using B = double;
-  static constexpr bool kPair = true, kCoded = false;
+  static constexpr bool kPair = true, kCoded = false, kIdempotent = false;
   static constexpr int kMaxLanes = kLanes<double>;
   static constexpr double kZeroExponent = -0x1p1020;
   template <int L>

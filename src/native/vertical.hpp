@@ -155,7 +155,16 @@ class VerticalMerge {
   void merge_doubled(const Target& to, i64 start) {
     const Axis& a = p_.axis[1];
     const Shape shape = rows_.shape();
-    Source s[2];  // the next piece, and the sum of those behind it
+    Source s[2];          // the next piece, and the sum of those behind it
+    if (k_.idempotent) {  // two pieces that overlap
+      const i64 second = a.kernel - (i64(1) << levels_);
+      doubled_row(levels_, start, s[0]);
+      if (second) doubled_row(levels_, start + second * a.dilation, s[1]);
+      if (second && s[1].a) s[1].add += second * p_.axis[2].kernel;
+      if (second && s[0].a && s[1].a) return over_h_.put(to, s, 2, shape);
+      const Source& only = s[0].a || !second ? s[0] : s[1];
+      return over_h_.put(to, only.a ? &only : &over_h_.identity(), 1, shape);
+    }
     s[1].a = nullptr;
     int spare = 0;
     for (i64 taps = a.kernel, level = 0; taps; ++level) {  // from the last, smallest piece to the first
