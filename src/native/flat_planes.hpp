@@ -64,9 +64,7 @@ class FlatPlanes {
     if (p_.finish == Finish::divide) fill_divisors();
   }
   void run(const T* x, T* y) const {
-    NaNs<A, L> nan;
-    pool<Fast>(x, y, nan);
-    if (nan.any()) pool<Careful>(x, y, nan);
+    if (pool<Fast>(x, y)) pool<Careful>(x, y);
   }
 
  private:
@@ -129,27 +127,27 @@ class FlatPlanes {
         return masks[t - 1].choose(Slide<V, shift, L>::run(here, next), none<Op>());
     });
   }
-  ANYPOOL_INLINE V finished(V v, i64 i) const {
-    if (p_.finish != Finish::divide) return v;
-    return v / load<V>(divisor_ + (even_ ? 0 : i));
-  }
-
+  // Returns whether a NaN was there.
   template <class Op>
-  void pool(const T* x, T* y, NaNs<A, L>& nan) const {
+  bool pool(const T* x, T* y) const {
+    NaNs<A, L> nan;
     const i64 reach = kReach * cols_;
     const Mask* masks = masks_;
+    const A* divisor = p_.finish == Finish::divide ? divisor_ : nullptr;
+    const i64 each = even_ ? 0 : 1;
     V before = none<Op>(), here = column<Op, true>(x, 0, masks, nan);
     i64 i = 0;
     const auto step = [&](V next) {
-      const V v = finished(over_w<Op>(before, here, next, masks), i);
+      const V v = over_w<Op>(before, here, next, masks);
       before = here, here = next, masks += kMasks;
-      return v;
+      return divisor ? v / load<V>(divisor + each * i) : v;
     };
     const auto next = [&](auto edge) { return column<Op, decltype(edge)::value>(x, i + L, masks + kMasks, nan); };
     for (; i + L < reach && i + L < n_; i += L) Memory::store(y + i, step(next(Tap<true>{})));
     for (; i + 2 * L + reach <= n_; i += L) Memory::store(y + i, step(next(Tap<false>{})));
     for (; i + L < n_; i += L) Memory::store(y + i, step(next(Tap<true>{})));
     Memory::store_part(y + i, step(none<Op>()), last_);
+    return nan.any();
   }
 };
 

@@ -29,10 +29,10 @@ class Fused {
     });
   }
   // L columns merged over the window's rows; what lies outside a row is absent.
-  ANYPOOL_INLINE V column(i64 c) {
+  ANYPOOL_INLINE V column(i64 c, NaNs<A, L>& nan) const {
     V v[KD * KH];
     for (int i = 0; i < KD * KH; ++i) v[i] = Memory::load(rows_[i] + c);
-    look_for_nan(v);
+    look_for_nan(v, nan);
     return over_rows(v);
   }
 #if defined(__AVX512F__)
@@ -40,19 +40,21 @@ class Fused {
 #else
   __attribute__((noinline))
 #endif
-  V edge(i64 c, const Part& part) {
+  V edge(i64 c, const Part& part, NaNs<A, L>& nan) const {
     V v[KD * KH];
     for (int i = 0; i < KD * KH; ++i) v[i] = Memory::load_part(rows_[i] + c, part, none());
-    look_for_nan(v);
+    look_for_nan(v, nan);
     return over_rows(v);
   }
-  ANYPOOL_INLINE V column(i64 c, const Part& part) { return part.empty() ? none() : edge(c, part); }
-  ANYPOOL_INLINE void look_for_nan(const V* v) {
+  ANYPOOL_INLINE V column(i64 c, const Part& part, NaNs<A, L>& nan) const {
+    return part.empty() ? none() : edge(c, part, nan);
+  }
+  static ANYPOOL_INLINE void look_for_nan(const V* v, NaNs<A, L>& nan) {
     if constexpr (Op::kNumbersOnly) {
       constexpr int kFresh = S < KH ? S : KH, kAll = KD * kFresh;
       const auto fresh = [&](int i) { return v[i / kFresh * KH + KH - kFresh + i % kFresh]; };
-      for (int i = 0; i + 1 < kAll; i += 2) nan_.see(fresh(i), fresh(i + 1));
-      if (kAll % 2) nan_.see(fresh(kAll - 1), fresh(kAll - 1));
+      for (int i = 0; i + 1 < kAll; i += 2) nan.see(fresh(i), fresh(i + 1));
+      if (kAll % 2) nan.see(fresh(kAll - 1), fresh(kAll - 1));
     }
   }
 
@@ -67,14 +69,14 @@ class Fused {
       }
     }
   };
-  ANYPOOL_INLINE void phases(i64 c, Phases& p) {
+  ANYPOOL_INLINE void phases(i64 c, Phases& p, NaNs<A, L>& nan) const {
     V v[S];
-    for (int s = 0; s < S; ++s) v[s] = column(c + s * L);
+    for (int s = 0; s < S; ++s) v[s] = column(c + s * L, nan);
     p.set(v);
   }
-  ANYPOOL_INLINE void phases(i64 c, const Part* parts, Phases& p) {
+  ANYPOOL_INLINE void phases(i64 c, const Part* parts, Phases& p, NaNs<A, L>& nan) const {
     V v[S];
-    for (int s = 0; s < S; ++s) v[s] = column(c + s * L, parts[s]);
+    for (int s = 0; s < S; ++s) v[s] = column(c + s * L, parts[s], nan);
     p.set(v);
   }
   static ANYPOOL_INLINE V over_w(const Phases& here, const Phases& next) {
@@ -84,29 +86,34 @@ class Fused {
     });
   }
 
-  ANYPOOL_INLINE V finished(V v, i64 o) const { return anypool::finished<L>(v, job_, o); }
-
   ANYPOOL_INLINE void row(T* y) {
+    // What the loop needs of the object, as locals: a store to y might change any member, as far as the compiler knows.
+    // The last columns have NaNs of their own, so that those of the loop stay in a register.
+    NaNs<A, L> nan, at_ends;
+    const FusedDivisor by = job_.by;
+    const i64 whole = whole_, start = job_.start;
     Phases here, next;
     if (starts_inside_)
-      phases(job_.start, here);
+      phases(start, here, nan);
     else
-      phases(job_.start, first_, here);
-    i64 o = 0, c = job_.start + L * S;
-    for (; o < whole_; o += L, c += L * S) {
-      phases(c, next);
-      Memory::store(y + o, finished(over_w(here, next), o));
+      phases(start, first_, here, at_ends);
+    i64 o = 0, c = start + L * S;
+    for (; o < whole; o += L, c += L * S) {
+      phases(c, next, nan);
+      Memory::store(y + o, finished<L>(over_w(here, next), by, o));
       here = next;
     }
     for (int t = 0; t < tails_; ++t, o += L, c += L * S) {
-      phases(c, tail_[t], next);
-      const V v = finished(over_w(here, next), o);
+      phases(c, tail_[t], next, at_ends);
+      const V v = finished<L>(over_w(here, next), by, o);
       if (t + 1 < tails_)
         Memory::store(y + o, v);
       else
         Memory::store_part(y + o, v, last_);
       here = next;
     }
+    nan_.add(nan);
+    nan_.add(at_ends);
   }
 
  public:
@@ -163,7 +170,7 @@ class Fours {
             v[s] = Memory::load_part(x + c + s * L, Part(inside<L>(c + s * L, job.cols)), splat<V>(Op::identity().a));
         if constexpr (Op::kNumbersOnly) nan.see(v[0], v[1]), nan.see(v[2], v[3]);
         V merged = pair(pair(v[0], v[1]), pair(v[2], v[3]));
-        if (job.divisor) merged = finished<L>(merged, job, o);
+        merged = finished<L>(merged, job.by, o);
         if (o + L <= job.n)
           Memory::store(y + o, merged);
         else

@@ -37,17 +37,18 @@ class FusedCodes {
     return W % 2 ? Unzip<float, L>::odd(v[0], v[S - 1]) : Unzip<float, L>::even(v[0], v[S - 1]);
   }
   template <bool Edge>
-  ANYPOOL_INLINE void windows(i64 c, const Parts& parts, V& best, I& code) {
+  ANYPOOL_INLINE void windows(i64 c, const Parts& parts, const int32_t* taps, V& best, I& code,
+                              NaNs<float, L>& nan) const {
     for (int i = 0; i < kRows; ++i) {
       V v[KW];
       v[0] = tap<0, Edge>(rows_[i], c, parts);
       v[1] = tap<1, Edge>(rows_[i], c, parts);
       if constexpr (KW > 2) v[2] = tap<2, Edge>(rows_[i], c, parts);
-      nan_.see(v[0], v[1]);
-      if constexpr (KW > 2) nan_.see(v[2], v[2]);
+      nan.see(v[0], v[1]);
+      if constexpr (KW > 2) nan.see(v[2], v[2]);
       for (int w = 0; w < KW; ++w) {
         const auto better = IsMax ? v[w] > best : v[w] < best;
-        code = better ? I{} + job_.tap[i * KW + w] : code;
+        code = better ? I{} + taps[i * KW + w] : code;
         best = better ? v[w] : best;
       }
     }
@@ -111,13 +112,16 @@ class FusedCodes {
     for (int i = 0; i < kRows; ++i) rows_[i] = reinterpret_cast<const T*>(job_.rows[i]);
   }
   ANYPOOL_INLINE void row(T* y, Code* codes, i64 index, i64 from, i64 to, const Parts* parts) {
+    NaNs<float, L> nan;  // and other locals: see Fused::row
+    const int32_t *taps = job_.tap, *first_column = job_.first_column, first_row = job_.first_row;
+    const i64 start = job_.start;
     for (i64 o = from; o < to; o += L, ++parts) {
       V best = none();
-      I code = load<I>(job_.first_column + o) + job_.first_row;
+      I code = load<I>(first_column + o) + first_row;
       if (parts->whole)
-        windows<false>(job_.start + o * S, *parts, best, code);
+        windows<false>(start + o * S, *parts, taps, best, code, nan);
       else
-        windows<true>(job_.start + o * S, *parts, best, code);
+        windows<true>(start + o * S, *parts, taps, best, code, nan);
       const i64 n = to - o;
       if (n >= L)
         Memory::store(y + o, best);
@@ -125,6 +129,7 @@ class FusedCodes {
         Memory::store_part(y + o, best, Part({0, n}));
       store_codes(codes + o, code, index + o * S, n);
     }
+    nan_.add(nan);
     for (int i = 0; i < kRows; ++i)
       rows_[i] = reinterpret_cast<const T*>(reinterpret_cast<const char*>(rows_[i]) + job_.step[i]);
   }

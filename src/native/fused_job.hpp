@@ -54,19 +54,24 @@ struct ByteDivision {
   }
 };
 
+// What outputs are divided by: output o by divisor[o], or multiplied by it if it is a reciprocal, if there is one.
+struct FusedDivisor {
+  const char* divisor = nullptr;
+  bool reciprocal = false;
+  ByteDivision bytes;  // instead of the divisor
+};
+
 // `count` rows of n outputs. rows[d * KH + h] are the input rows of the first window, `cols` columns each, and step[…] is
 // how many bytes further those of the next output row lie. The first window starts at column `start`, which may be
-// negative. Output o is divided by divisor[o], or multiplied by it if it is a reciprocal, if there is one.
+// negative.
 struct FusedJob {
   const char* rows[kFusedRows];
   i64 step[kFusedRows];
   i64 cols, start;
   char* y;
   i64 y_step, n, count;
-  const char* divisor;
-  bool reciprocal;
-  ByteDivision bytes;  // instead of the divisor
-  bool in_order;       // whether to read the new rows of a window one after the other first
+  FusedDivisor by;
+  bool in_order;  // whether to read the new rows of a window one after the other first
   // Channels innermost: `inner` of them in each column, columns `pitch` elements apart, and the windows' numbers on w.
   i64 inner, pitch, y_pitch, stride, dilation;
   const char* none;  // a row that is absent
@@ -86,27 +91,27 @@ using FusedKernel = bool (*)(const FusedJob&);
 // L outputs divided as the job says, by L divisors from `by` on or, if Each is false, by the one there. Sums of bytes: in
 // floats, to nearest, ties to even (see divide_small).
 template <int L, bool Each = true, class V>
-ANYPOOL_INLINE V finished(V v, const FusedJob& job, i64 o) {
+ANYPOOL_INLINE V finished(V v, const FusedDivisor& by, i64 o) {
   using A = typename LaneOf<V>::type;
   if constexpr (!kIsFloat<A> && !kSame<A, uint16_t>) return v;  // no sum
-  if (!job.divisor) return v;
-  const auto by = [&](auto zero) {
+  if (!by.divisor) return v;
+  const auto divisor = [&](auto zero) {
     using F = decltype(zero);
     using E = typename LaneOf<F>::type;
-    const E* from = reinterpret_cast<const E*>(job.divisor) + o;
+    const E* from = reinterpret_cast<const E*>(by.divisor) + o;
     if constexpr (Each)
       return load<F>(from);
     else
       return splat<F>(*from);
   };
   if constexpr (kSame<A, uint16_t>) {
-    if (job.bytes.known) return job.bytes.divide<L>(v);
+    if (by.bytes.known) return by.bytes.divide<L>(v);
     using F = Vec<float, L>;
-    const F f = __builtin_convertvector(v, F), d = by(F{});
-    return __builtin_convertvector((job.reciprocal ? f * d : f / d) + 0x1.8p23f - 0x1.8p23f, V);
+    const F f = __builtin_convertvector(v, F), d = divisor(F{});
+    return __builtin_convertvector((by.reciprocal ? f * d : f / d) + 0x1.8p23f - 0x1.8p23f, V);
   } else if constexpr (kIsFloat<A>) {
-    const V d = by(V{});
-    return job.reciprocal ? v * d : v / d;
+    const V d = divisor(V{});
+    return by.reciprocal ? v * d : v / d;
   }
 }
 

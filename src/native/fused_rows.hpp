@@ -239,8 +239,8 @@ class FusedRows {
       }
       job.y = y + (oh - oh0) * job.y_step;
       if (first_column_) place_codes_of(oh, wd, wh, job);
-      job.divisor = p_.finish == Finish::divide ? divisor_row(oh) : nullptr;  // which also says what it holds
-      job.reciprocal = reciprocal_, job.bytes = bytes_;
+      job.by.divisor = p_.finish == Finish::divide ? divisor_row(oh) : nullptr;  // which also says what it holds
+      job.by.reciprocal = reciprocal_, job.by.bytes = bytes_;
       looked = higher(looked, end + (job.count - 1) * h.stride);
       if (!choice_.run(job)) continue;
       for (i64 r = 0; r < job.count; ++r) other(oh + r);

@@ -33,10 +33,12 @@ struct NaNs {
       found = _kor_mask16(found, _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_UNORD_Q));
     asm("" : "+k"(found));  // GCC would carry it in a general register: 8 cycles a round, there and back
   }
+  void add(const NaNs& other) { found = _kor_mask16(found, other.found); }
   bool any() const { return found != 0; }
 #else
   decltype(V{} != V{}) found = V{} != V{};
   ANYPOOL_INLINE void see(V a, V b) { found |= (a != a) | (b != b); }
+  void add(const NaNs& other) { found |= other.found; }
   bool any() const {
     bool any = false;
     for (int i = 0; i < L; ++i) any |= found[i] != 0;

@@ -18,6 +18,7 @@ class Pixels {
     const T* rows[kRows];
     for (int i = 0; i < kRows; ++i) rows[i] = reinterpret_cast<const T*>(job.rows[i]);
     const T* none = reinterpret_cast<const T*>(job.none);
+    const FusedDivisor by = job.by;
     T* y = reinterpret_cast<T*>(job.y);
     for (i64 r = 0; r < job.count; ++r) {
       for (i64 o = 0; o < job.n; ++o) {
@@ -30,10 +31,10 @@ class Pixels {
         }
         T* out = y + o * job.y_pitch;
         i64 k = 0;
-        for (; k + L <= job.inner; k += L) Memory::store(out + k, finished<L, false>(merged(taps, k), job, o));
+        for (; k + L <= job.inner; k += L) Memory::store(out + k, finished<L, false>(merged(taps, k), by, o));
         if (k < job.inner) {
           k = job.inner - L;
-          Memory::store(out + k, finished<L, false>(merged(taps, k), job, o));
+          Memory::store(out + k, finished<L, false>(merged(taps, k), by, o));
         }
       }
       y = reinterpret_cast<T*>(reinterpret_cast<char*>(y) + job.y_step);
@@ -81,6 +82,7 @@ class PixelPairs {
   static bool run(const FusedJob& job) {
     const T* rows[2] = {reinterpret_cast<const T*>(job.rows[0]), reinterpret_cast<const T*>(job.rows[1])};
     T* y = reinterpret_cast<T*>(job.y);
+    const FusedDivisor by = job.by;
     for (i64 r = 0; r < job.count; ++r) {
       i64 c = job.start;
       for (i64 o = 0; o < job.n; o += kUsed, c += 2 * kUsed) {
@@ -93,7 +95,7 @@ class PixelPairs {
         }
         const V pair = Op::template merged<L>(EveryOtherGroup<A, L, Channels, 0>::run(v[0], v[1]),
                                               EveryOtherGroup<A, L, Channels, 1>::run(v[0], v[1]));
-        const V out = finished<L>(pair, job, o);
+        const V out = finished<L>(pair, by, o);
         if (whole)
           Memory::store(y + o, out);
         else
