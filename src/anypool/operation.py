@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import marshal
 import math
+import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -98,16 +99,22 @@ class Problem:
 
 
 def as_array(x: Any) -> Array:
-    """Return x as a plain NumPy array, without a copy if it is one."""
-    if type(x) is np.ndarray:
-        return x
+    """Return x as a plain NumPy array, without a copy if it is one; a tensor as it is."""
+    if type(x) is np.ndarray or is_tensor(x):
+        return x  # type: ignore[no-any-return]
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError("x must not be a masked array: its mask would be ignored; pool x.filled(value) instead")
     if isinstance(x, (np.ndarray, np.generic, list, tuple, bool, int, float)):
         return np.asarray(x)
     raise TypeError(
-        f"x must be a NumPy array (or nested lists of numbers), got {type(x).__module__}.{type(x).__name__}"
+        f"x must be a NumPy array (or nested lists of numbers) or a PyTorch tensor, got {type(x).__module__}.{type(x).__name__}"
     )
+
+
+def is_tensor(x: Any) -> bool:
+    """Return whether x is a PyTorch tensor; PyTorch is never imported for that."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
 
 
 def regular(a: Array) -> bool:
@@ -139,7 +146,7 @@ def resolve(x: Array, what: Description) -> Problem:
 def _resolve(shape: tuple[int, ...], dtype: np.dtype[Any], what: Description) -> Problem:
     where = f"x: {shape}"
     check_dtype(dtype, where)
-    axes = _pooled_axes(shape, what, where)
+    axes = pooled_axes(shape, what, where)
     sizes = [shape[a] for a in axes]
     if what.geometry == "sliding":
         windows = geometry.sliding(sizes, *what.geometry_args, where=where)
@@ -147,7 +154,7 @@ def _resolve(shape: tuple[int, ...], dtype: np.dtype[Any], what: Description) ->
         windows = geometry.adaptive(sizes, *what.geometry_args, where=where)
     else:
         windows = geometry.whole(sizes, where=where)
-    reduction, p = _reduction(what, where)
+    reduction, p = reduction_of(what, where)
     accumulator, result = dtypes(reduction, dtype, what.dtype, where)
     indices = _flag("return_indices", what.return_indices, where)
     if indices and not reduction.selects:
@@ -168,7 +175,8 @@ def _flag(name: str, value: Any, where: str) -> bool:
     return bool(value)
 
 
-def _pooled_axes(shape: tuple[int, ...], what: Description, where: str) -> tuple[int, ...]:
+def pooled_axes(shape: tuple[int, ...], what: Description, where: str) -> tuple[int, ...]:
+    """Return the axes that a description pools of an array of this shape."""
     ndim = len(shape)
     if what.data_format not in ("channels_first", "channels_last"):
         raise ValueError(f'data_format must be "channels_first" or "channels_last", got {what.data_format!r} ({where})')
@@ -201,7 +209,7 @@ def _pooled_axes(shape: tuple[int, ...], what: Description, where: str) -> tuple
     return tuple(axes)
 
 
-def _reduction(what: Description, where: str) -> tuple[Reduction, float]:
+def reduction_of(what: Description, where: str) -> tuple[Reduction, float]:
     """Return the reduction and its parameter: norm_type for lp, r for logsumexp."""
     reduction = find(what.reduction)
     if reduction.parameter is None:
@@ -218,7 +226,7 @@ def _reduction(what: Description, where: str) -> tuple[Reduction, float]:
         if p == math.inf:
             return LARGEST_MAGNITUDE, p
         return (SIGNED_LP if what.signed and p % 2 == 1 else reduction), p
-    if not math.isfinite(p) or p == 0:
+    if p in (math.inf, -math.inf, 0) or p != p:
         raise ValueError(f"{name} must be finite and not 0, got {value!r} ({where})")
     return reduction, p
 
@@ -271,11 +279,12 @@ def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **read: A
         if out.size and any(s == 0 and n > 1 for s, n in zip(out.strides, shape, strict=True)):
             raise ValueError(f"out must not overlap itself, got strides {out.strides} (its shape: {shape})")
     for name, array in read.items():
-        if array is not None and _overlap(array, out):
+        if array is not None and overlap(array, out):
             raise ValueError(f"out must not overlap {name} (its shape: {shape})")
 
 
-def _overlap(a: Array, b: Array) -> bool:
+def overlap(a: Array, b: Array) -> bool:
+    """Return whether two arrays share memory, or may do so in ways too intricate to find out."""
     if not np.may_share_memory(a, b):
         return False
     limit: Any = 100_000  # steps of an exact search; NumPy's stubs know only -1 and 0
@@ -285,9 +294,18 @@ def _overlap(a: Array, b: Array) -> bool:
         return True
 
 
+def _tensors() -> Any:
+    """Return the module that takes tensors; whoever has one has imported PyTorch."""
+    from anypool import tensors
+
+    return tensors
+
+
 def run(call: Call) -> Any:
     """Return the pooled array, or the pair (array, indices)."""
     x = call.x
+    if type(x) is not np.ndarray:
+        return _tensors().run(x, call.what, call.out)
     problem = resolve(x, call.what)
     y = _output(problem, x, call.out)
     backend, _ = select(problem.job, x)
@@ -308,6 +326,9 @@ def _squeezed(problem: Problem, y: Array, out: Array | None) -> Array:
 def differentiate(call: Call) -> tuple[Any, Callable[[Any], Array]]:
     """Return (result, pullback)."""
     x = call.x
+    if type(x) is not np.ndarray:
+        pulled: tuple[Any, Callable[[Any], Array]] = _tensors().differentiate(x, call.what, call.out)
+        return pulled
     problem = resolve(x, call.what)
     if not is_float(x.dtype) or not is_float(problem.job.result):
         raise TypeError(f"vjp needs floating-point x and result, got {x.dtype} and {problem.job.result} (x: {x.shape})")

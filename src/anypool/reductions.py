@@ -210,6 +210,25 @@ def find(name: Any) -> Reduction:
 # ---- dtypes ----------------------------------------------------------------------------------------------------------
 
 
+class Bfloat16:
+    """Stands for a dtype that NumPy has only with ml_dtypes: what this package asks a dtype for, and no more."""
+
+    name = "bfloat16"
+    kind = "V"
+    itemsize = 2
+    isnative = True
+
+    def newbyteorder(self, _: str) -> Bfloat16:
+        """Return itself: it is only ever used for memory of this machine."""
+        return self
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+BFLOAT16: Any = Bfloat16()
+
+
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Return whether kernels treat the dtype as floating-point: float16, bfloat16, float32 or float64."""
     return dtype.name in ("float16", "bfloat16", "float32", "float64")
@@ -238,7 +257,7 @@ def dtypes(reduction: Reduction, x: np.dtype[Any], wanted: Any, where: str) -> t
         result = x
     if wanted is not None:
         try:
-            wanted = np.dtype(wanted).newbyteorder("=")
+            wanted = BFLOAT16 if wanted is BFLOAT16 else np.dtype(wanted).newbyteorder("=")
         except TypeError as error:
             raise TypeError(f"dtype must be a NumPy dtype, got {wanted!r} ({where})") from error
         if not (is_float(wanted) or wanted.kind in "biu"):

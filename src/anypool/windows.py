@@ -236,6 +236,20 @@ def output_size(n: int, kernel: int, stride: int, dilation: int, pads: tuple[int
     return out
 
 
+def sliding_arguments(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+                      ceil_mode: bool = False, *, where: str = "") -> tuple[Any, Any, list[tuple[int, int]], Any, bool]:  # fmt: skip
+    """Return kernel, stride, (low, high) padding and dilation of every axis, and ceil_mode: what `sliding` was told."""
+    rank = len(sizes)
+    kernel = sizes_argument("kernel_size", kernel_size, rank, where, at_least=1)
+    unset = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
+    strides = kernel if unset else sizes_argument("stride", stride, rank, where, at_least=1)
+    dilations = sizes_argument("dilation", dilation, rank, where, at_least=1)
+    if not isinstance(ceil_mode, (bool, np.bool_)):
+        raise TypeError(f"ceil_mode must be a bool, got {ceil_mode!r} of type {type(ceil_mode).__name__} ({where})")
+    pads = _pads(padding, sizes, kernel, strides, dilations, where)
+    return kernel, strides, pads, dilations, bool(ceil_mode)
+
+
 def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
             ceil_mode: bool = False, *, where: str = "") -> Windows:  # fmt: skip
     """Windows that slide: PyTorch's kernel_size, stride, padding, dilation and ceil_mode, with freer padding.
@@ -257,14 +271,9 @@ def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding:
     ValueError
         If an argument is out of range, an output would be empty, or a window lies wholly in the padding.
     """
-    rank = len(sizes)
-    kernel = sizes_argument("kernel_size", kernel_size, rank, where, at_least=1)
-    unset = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
-    strides = kernel if unset else sizes_argument("stride", stride, rank, where, at_least=1)
-    dilations = sizes_argument("dilation", dilation, rank, where, at_least=1)
-    if not isinstance(ceil_mode, (bool, np.bool_)):
-        raise TypeError(f"ceil_mode must be a bool, got {ceil_mode!r} of type {type(ceil_mode).__name__} ({where})")
-    pads = _pads(padding, sizes, kernel, strides, dilations, where)
+    kernel, strides, pads, dilations, ceil = sliding_arguments(
+        sizes, kernel_size, stride, padding, dilation, ceil_mode, where=where
+    )
     axes = []
     for i, (n, k, s, d, p) in enumerate(zip(sizes, kernel, strides, dilations, pads, strict=True)):
         reach = d * (k - 1) + 1
@@ -272,7 +281,7 @@ def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding:
             raise _error(
                 f"kernel_size[{i}]", "with dilation, stride and padding must span less than 2**40 elements", k, where
             )
-        out = output_size(n, k, s, d, p, bool(ceil_mode))
+        out = output_size(n, k, s, d, p, ceil)
         if n < 1 or out < 1:
             raise _error(
                 f"kernel_size[{i}]",
@@ -287,17 +296,23 @@ def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding:
     return Windows(tuple(axes))
 
 
-def adaptive(sizes: Sequence[int], output_size: Any, *, where: str = "") -> Windows:
-    """Windows that divide an axis: output ``i`` of ``o`` sees ``floor(i n / o) … ceil((i + 1) n / o)``, as in PyTorch.
-
-    ``None`` for an axis keeps its size. The bounds are exact integers, for any length.
-    """
+def adaptive_arguments(sizes: Sequence[int], output_size: Any, *, where: str = "") -> list[Any]:
+    """Return what output_size says for every axis, None included."""
     rank = len(sizes)
     given = list(output_size) if isinstance(output_size, Sequence | np.ndarray) else [output_size]
     if len(given) == 1:
         given *= rank
     if len(given) != rank:
         raise _error("output_size", f"must be one int or {rank}, one for each pooled axis", output_size, where)
+    return given
+
+
+def adaptive(sizes: Sequence[int], output_size: Any, *, where: str = "") -> Windows:
+    """Windows that divide an axis: output ``i`` of ``o`` sees ``floor(i n / o) … ceil((i + 1) n / o)``, as in PyTorch.
+
+    ``None`` for an axis keeps its size. The bounds are exact integers, for any length.
+    """
+    given = adaptive_arguments(sizes, output_size, where=where)
     outputs = [n if w is None else w for n, w in zip(sizes, given, strict=True)]
     axes: list[Axis] = []
     for i, (n, wanted) in enumerate(zip(sizes, given, strict=True)):

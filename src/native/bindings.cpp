@@ -43,15 +43,19 @@ void read_strides(const Numbers& v, int n_outer, i64* outer, i64* inner) {
 }
 
 // Where an ndarray's elements are: the first field behind the object's header, as NumPy's C interface lays it down
-// (PyArrayObject_fields). Asking for it in Python takes 0.5 us, and DLPack knows no bfloat16 of NumPy.
+// (PyArrayObject_fields). Asking for it in Python takes 0.5 us, and DLPack knows no bfloat16 of NumPy. An int is the
+// address itself: that of a tensor's elements, which PyTorch tells in 0.05 us.
 void* data_of(nb::handle array) {
   if (array.is_none()) return nullptr;
+  if (PyLong_Check(array.ptr())) return PyLong_AsVoidPtr(array.ptr());
   return *reinterpret_cast<void**>(reinterpret_cast<char*>(array.ptr()) + sizeof(PyObject));
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
+  // PyTorch's operator registry and its autograd graphs may outlive the interpreter's last look for leaks.
+  nb::set_leak_warnings(false);
   nb::class_<anypool::Recipe>(m, "Recipe")
       .def(
           "__init__",
@@ -103,7 +107,7 @@ NB_MODULE(_native, m) {
             self.run(buffers);
           },
           "x"_a, "y"_a, "code"_a = nb::none(), "aux"_a = nb::none(), "post"_a = nb::none(),
-          "Run on ndarrays of the shapes and strides the recipe was made for.")
+          "Run on ndarrays, or the addresses of elements, of the shapes and strides the recipe was made for.")
       .def_prop_ro("threads", &anypool::Recipe::threads)
       .def_prop_ro("way", &anypool::Recipe::way)
       .def_ro("bytes", &anypool::Recipe::bytes)

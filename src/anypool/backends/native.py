@@ -60,22 +60,26 @@ class Native:
         shape = job.shape(x.shape)
         y = np.empty_like(x, job.result, shape=shape)
         codes = np.empty_like(x, job.code_dtype(), shape=shape) if job.codes else None
-        recipe = _recipe(job, x, y, codes, None, None)
-        return {
-            "kernel": f"{job.lift}+{job.merge}+{job.finish}, {job.accumulator} states, {recipe.way}",
-            "isa": _native.isa(),
-            "threads": recipe.threads,
-        }
+        return describe(job, recipe_for(job, x, y, codes))
 
     def run(self, job: Pass, x: Array, out: Array, codes: Array | None = None, aux: Array | None = None,
             post: Array | None = None) -> None:  # fmt: skip
-        _recipe(job, x, out, codes, aux, post).run(x, out, codes, aux, post)
+        recipe_for(job, x, out, codes, aux, post).run(x, out, codes, aux, post)
 
     def select_backward(self, job: Pass, grad: Array, codes: Array, out: Array) -> None:
-        _recipe(job, grad, out, codes, None, None, backward=True).run(grad, out, codes)
+        recipe_for(job, grad, out, codes, backward=True).run(grad, out, codes)
 
 
 BACKEND = Native()
+
+
+def describe(job: Pass, recipe: _native.Recipe) -> dict[str, Any]:
+    """Return what a recipe runs: kernel, isa, threads."""
+    return {
+        "kernel": f"{job.lift}+{job.merge}+{job.finish}, {job.accumulator} states, {recipe.way}",
+        "isa": _native.isa(),
+        "threads": recipe.threads,
+    }
 
 
 def _reason_against(job: Pass, x: Array) -> str | None:
@@ -118,8 +122,9 @@ def info() -> dict[str, Any]:
     }
 
 
-def _recipe(job: Pass, x: Array, y: Array, codes: Array | None, aux: Array | None, post: Array | None, *,
-            backward: bool = False) -> _native.Recipe:  # fmt: skip
+def recipe_for(job: Pass, x: Array, y: Array, codes: Array | None = None, aux: Array | None = None,
+               post: Array | None = None, *, backward: bool = False) -> _native.Recipe:  # fmt: skip
+    """Return what runs a pass on arrays that lie so: of them only shapes, dtypes and strides (in bytes) are read."""
     # A pass is for one shape and dtype; strides are what is left, and for plain poolings those of two arrays.
     key: Any = (x.strides, y.strides)
     if codes is not None or aux is not None or backward:

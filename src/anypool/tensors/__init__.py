@@ -1,0 +1,246 @@
+"""Poolings of PyTorch tensors: which way a call goes.
+
+A tensor in this machine's memory runs on the native kernels: at once where no gradient is recorded, through an
+``autograd.Function`` where one is. A compiler, an exporter, a fake or a wrapped tensor sees an operator of
+`anypool.tensors.operators`. On other devices PyTorch's own operator runs where it has one for the arguments, and
+otherwise the pass in torch operations (`anypool.backends.torch`).
+"""
+
+from __future__ import annotations
+
+import marshal
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from anypool.backends import torch as reference
+from anypool.operation import Description, resolve
+from anypool.operation import overlap as _overlap
+from anypool.tensors import autograd, kernels
+from anypool.tensors.codes import flat_indices
+from anypool.tensors.plain import PLAIN
+from anypool.tensors.pytorch import Own, own
+from anypool.tensors.spec import NUMPY, Memory, Spec, channels_last, memory_format, memory_of, spec_of
+
+_keys = torch._C._dispatch_keys
+_modes = torch._C._len_torch_dispatch_stack
+_tracing = torch._C._get_tracing_state
+_records = torch.is_grad_enabled
+_forward_mode = torch.autograd.forward_ad
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+class Call:
+    """One description for tensors of one shape, dtype and strides: what there is to look up before a kernel runs."""
+
+    __slots__ = ("absolute", "autocast", "final", "function", "indices", "plan", "spec", "strides")
+
+    def __init__(self, x: torch.Tensor, what: Description) -> None:
+        at = memory_of(x)
+        problem = resolve(at, what)  # type: ignore[arg-type]  # says what is wrong, in the caller's words
+        self.spec, self.absolute = _without_absolute(spec_of(what, at.shape, f"x: {at.shape}"))
+        self.indices = problem.return_indices
+        self.autocast = x.dtype in _HALVES and widened_by_autocast(what)
+        self.final = tuple(n for a, n in enumerate(problem.shape) if a not in problem.squeeze)
+        self.plan = self.function = None
+        if not self.absolute:
+            floating = problem.job.result.name in ("float16", "bfloat16", "float32", "float64")
+            selects, linear = self.spec.selects, self.spec.linear
+            if floating:
+                self.function = autograd.Select if selects else autograd.Linear if linear else autograd.Power
+            self.plan = kernels.forward(x, self.spec, "index" if self.indices else None)
+            self.strides = tuple(s for a, s in enumerate(self.plan.strides) if a not in problem.squeeze)
+
+    def coded(self, x: torch.Tensor) -> Any:
+        """Return the pass that a gradient needs: with offsets for a max or min."""
+        return kernels.forward(x, self.spec, "offset") if self.spec.selects else self.plan
+
+
+def _without_absolute(spec: Spec) -> tuple[Spec, bool]:
+    """Largest magnitudes are a max of absolute values."""
+    return (spec._replace(reduction="max"), True) if spec.reduction == "largest" else (spec, False)
+
+
+def widened_by_autocast(what: Description) -> bool:
+    """PyTorch's autocast for CPUs computes 3-D poolings of halves in float32."""
+    return what.function.endswith("3d")
+
+
+_calls: dict[Hashable, Call] = {}
+
+
+def _call(x: torch.Tensor, what: Description) -> Call:
+    try:
+        # Bytes tell 1, 1.0 and True apart, which are equal as keys; version 2 has no references to equal objects.
+        key: Hashable = (x.shape, x.stride(), x.dtype, marshal.dumps(tuple(what), 2))
+    except ValueError:  # a torch.Size, a dtype, a NumPy integer
+        return Call(x, what)
+    found = _calls.get(key)
+    if found is None:
+        found = Call(x, what)
+        if len(_calls) >= 1024:
+            _calls.clear()
+        _calls[key] = found
+    return found
+
+
+def run(x: torch.Tensor, what: Description, out: torch.Tensor | None = None) -> Any:
+    """Return the pooled tensor, or the pair (tensor, indices)."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(run, (x,), x, what, out)
+    if torch.compiler.is_compiling():
+        return _operators(x, what, "x: a tensor that is traced")
+    if _keys(x).raw_repr() not in PLAIN or _modes() or _tracing() is not None:
+        return _watched(x, what, out)
+    call = _call(x, what)
+    plan = call.plan
+    if plan is None or (call.autocast and torch.is_autocast_enabled("cpu")):
+        return _composed(x, what, out, call)
+    if (x.requires_grad and _records()) or _forward_mode._current_level >= 0:
+        return _recorded(x, call, out)
+    if out is not None:
+        return _into(x, call, out)
+    if plan.recipe is None or call.indices:
+        return _plainly(x, call)
+    y = x.new_empty_strided(call.final, call.strides, dtype=plan.dtype)
+    address = x.data_ptr()
+    if address & plan.mask:
+        return _plainly(x, call)
+    plan.recipe.run(address, y.data_ptr())
+    return y
+
+
+def _plainly(x: torch.Tensor, call: Call) -> Any:
+    if call.indices:
+        y, indices = call.plan.with_codes(x)
+        return y.reshape(call.final), indices.reshape(call.final)
+    return call.plan(x).reshape(call.final)
+
+
+def _recorded(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
+    """Pool and let autograd know."""
+    if out is not None:
+        raise ValueError(f"out must not be given where a gradient is recorded (x: {tuple(x.shape)})")
+    if call.function is None:  # an integer result has no gradient
+        return _plainly(x, call)
+    if not call.spec.selects:
+        return autograd.apply(call.function, x, call.spec, call.plan).reshape(call.final)
+    y, codes = autograd.apply(call.function, x, call.spec, call.coded(x))
+    if not call.indices:
+        return y if len(call.final) == y.ndim else y.reshape(call.final)
+    return y.reshape(call.final), flat_indices(codes, call.spec, x.shape).reshape(call.final)
+
+
+def _into(x: torch.Tensor, call: Call, out: torch.Tensor) -> Any:
+    """Pool into memory of the caller's."""
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out must be a tensor as x is, got {type(out).__name__} (x: {tuple(x.shape)})")
+    dtype = call.plan.dtype
+    if tuple(out.shape) != call.final or out.dtype != dtype or _keys(out).raw_repr() not in PLAIN:
+        raise ValueError(
+            f"out must be a tensor of shape {call.final} and dtype {dtype} on the CPU, "
+            f"got {tuple(out.shape)}, {out.dtype}, {out.device} (x: {tuple(x.shape)})"
+        )
+    if out.requires_grad and _records():
+        raise ValueError(f"out must not require a gradient (x: {tuple(x.shape)})")
+    if torch._debug_has_internal_overlap(out) == 1 or _overlap(_as_numpy(x), _as_numpy(out)):
+        raise ValueError(f"out must not overlap x or itself (x: {tuple(x.shape)})")
+    result = _plainly(x, call)
+    if call.indices:
+        return out.copy_(result[0]), result[1]
+    return out.copy_(result)
+
+
+def _as_numpy(x: torch.Tensor) -> Any:
+    return x.detach().view(torch.uint8 if x.element_size() == 1 else getattr(torch, f"int{8 * x.element_size()}")).numpy()
+
+
+# ---- the other ways ----------------------------------------------------------------------------------------------------
+
+
+def _composed(x: torch.Tensor, what: Description, out: torch.Tensor | None, call: Call) -> Any:
+    """Largest magnitudes, and what autocast computes in float32: another tensor first, then the same again."""
+    if call.autocast and torch.is_autocast_enabled("cpu"):
+        return run(x.float(), what, out)
+    wide = x if x.is_floating_point() else x.double()
+    return run(wide.abs(), what._replace(reduction="max", parameter=None, signed=False), out)
+
+
+def _watched(x: torch.Tensor, what: Description, out: torch.Tensor | None) -> Any:
+    """Pool a tensor that is no plain memory, or that somebody watches."""
+    theirs = own(x, what, out)
+    tracing = torch._C._get_tracing_state() is not None
+    unusual = x.layout is not torch.strided or x.is_nested or x.is_quantized
+    elsewhere = x.device.type not in ("cpu", "meta")
+    if unusual or elsewhere or tracing:
+        if isinstance(theirs, Own):
+            return theirs(x)
+        if unusual:
+            raise NotImplementedError(
+                f"x is a {x.layout} tensor, which our kernels do not read; {theirs} (x: {tuple(x.shape)})"
+            )
+    if out is not None:
+        raise ValueError(f"out needs plain tensors of the CPU (x: {tuple(x.shape)} on {x.device})")
+    if elsewhere:
+        return _in_torch_operations(x, what)
+    return _operators(x, what, f"x: {tuple(x.shape)}")
+
+
+def _in_torch_operations(x: torch.Tensor, what: Description) -> Any:
+    problem = resolve(Memory(tuple(x.shape), (), NUMPY[x.dtype]), what)  # type: ignore[arg-type]
+    y, indices = reference.run(problem.job, x)
+    form = memory_format(y.ndim, channels_last(x))
+    results = [t.contiguous(memory_format=form) for t in (y, indices) if t is not None]
+    for axis in reversed(problem.squeeze):
+        results = [t.squeeze(axis) for t in results]
+    return tuple(results) if problem.return_indices else results[0]
+
+
+def _operators(x: torch.Tensor, what: Description, where: str) -> Any:
+    """Pool by operators of `torch.library`, which everything that traces, fakes or wraps tensors understands."""
+    from anypool.tensors import operators  # noqa: F401  defines them
+
+    if widened_by_autocast(what) and x.dtype in _HALVES and torch.is_autocast_enabled(x.device.type):
+        x = x.float()
+    spec, absolute = _without_absolute(spec_of(what, x.shape, where))
+    if absolute:
+        x = (x if x.is_floating_point() else x.double()).abs()
+    transformed = torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
+    ops = autograd if transformed else None
+    if not what.return_indices:
+        y = ops.pool(x, spec) if ops else torch.ops.anypool.pool(x, *spec)
+        return _squeezed(y, what, spec)
+    y, codes = ops.pool_with_codes(x, spec) if ops else torch.ops.anypool.pool_with_codes(x, *spec)
+    return _squeezed(y, what, spec), _squeezed(flat_indices(codes, spec, x.shape), what, spec)
+
+
+def _squeezed(y: Any, what: Description, spec: Spec) -> Any:
+    if what.keepdims:
+        return y
+    for axis in reversed(spec.axes):
+        y = y.squeeze(axis)
+    return y
+
+
+def differentiate(x: torch.Tensor, what: Description, out: Any) -> tuple[Any, Callable[[Any], torch.Tensor]]:
+    """Return (result, pullback), by autograd."""
+    if not x.is_floating_point():
+        raise TypeError(f"vjp needs floating-point x and result, got {x.dtype} (x: {tuple(x.shape)})")
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        result = run(leaf, what, out)
+    y = result[0] if isinstance(result, tuple) else result
+
+    def pullback(grad_y: Any, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the gradient with respect to x, given that with respect to the result."""
+        if grad_y.shape != y.shape:
+            raise ValueError(
+                f"grad_y must have the result's shape {tuple(y.shape)}, got {tuple(grad_y.shape)} (x: {tuple(x.shape)})"
+            )
+        (grad_x,) = torch.autograd.grad(y, leaf, grad_y.to(y.dtype), retain_graph=True)
+        return grad_x if out is None else out.copy_(grad_x)
+
+    given = (y.detach(), result[1]) if isinstance(result, tuple) else y.detach()
+    return given, pullback

@@ -1,0 +1,135 @@
+"""The operators that PyTorch knows: five for every rank, reduction and kind of window.
+
+``anypool::pool``, ``pool_with_codes`` (a max or min, and each winner's offset in its window) and the three backward
+passes. Each has the native kernel on the CPU, torch operations on other devices, a fake kernel with exact shapes and
+strides, and an autograd kernel whose backward is again one of the five.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from anypool.backends import torch as reference
+from anypool.operation import Problem
+from anypool.tensors import autograd, codes, kernels
+from anypool.tensors.spec import (
+    NUMPY,
+    SCHEMA,
+    TORCH,
+    Memory,
+    Origin,
+    Spec,
+    channels_last,
+    memory_format,
+    problem_of,
+)
+
+_LIBRARY = torch.library.Library("anypool", "DEF")
+_ORIGIN = "SymInt[] shape, ScalarType x_dtype, bool channels_last"
+_SCHEMAS = {
+    "pool": f"(Tensor x, {SCHEMA}) -> Tensor",
+    "pool_with_codes": f"(Tensor x, {SCHEMA}) -> (Tensor, Tensor)",
+    "sum_backward": f"(Tensor grad, {_ORIGIN}, {SCHEMA}) -> Tensor",
+    "select_backward": f"(Tensor grad, Tensor codes, {_ORIGIN}, {SCHEMA}) -> Tensor",
+    "power_backward": f"(Tensor grad, Tensor x, Tensor y, {SCHEMA}) -> Tensor",
+}
+
+
+# ---- in torch operations, for devices other than the CPU ---------------------------------------------------------------
+
+
+def _problem(x: Any, spec: Spec) -> Problem:
+    return problem_of(Memory(tuple(x.shape), (), NUMPY[x.dtype]), spec)
+
+
+def _like(x: Any, y: Any) -> Any:
+    return y.contiguous(memory_format=memory_format(y.ndim, channels_last(x)))
+
+
+def _pool(x: Any, spec: Spec) -> Any:
+    return _like(x, reference.run(_problem(x, spec).job, x)[0])
+
+
+def _pool_with_codes(x: Any, spec: Spec) -> Any:
+    y, winners = reference.run(_problem(x, spec).coded, x)
+    return _like(x, y), _like(x, winners)
+
+
+def _sum_backward(grad: Any, origin: Origin, spec: Spec) -> Any:
+    y = kernels.sum_in_torch(grad, origin, spec)
+    return y.contiguous(memory_format=memory_format(y.ndim, origin.channels_last))
+
+
+def _power_backward(grad: Any, x: Any, y: Any, spec: Spec) -> Any:
+    return _like(x, autograd.pull(x, grad, spec))
+
+
+# ---- fake --------------------------------------------------------------------------------------------------------------
+
+
+def _empty(shape: Sequence[Any], like: Any, dtype: Any, last: bool) -> Any:
+    return torch.empty(list(shape), dtype=dtype, device=like.device, memory_format=memory_format(len(shape), last))
+
+
+def _results(x: Any, spec: Spec, *, coded: bool) -> list[Any]:
+    if all(isinstance(n, int) for n in (*x.shape, *spec.size, *spec.stride, *spec.padding, *spec.dilation)):
+        problem = _problem(x, spec)  # checks what there is to check
+        shape: Sequence[Any] = problem.shape
+        result, code = problem.job.result, problem.coded.code_dtype() if coded else None
+    else:
+        problem = problem_of(Memory((1 << 20,) * x.ndim, (), NUMPY[x.dtype]), _any_size(spec))  # for its dtypes
+        shape, result = spec.outputs(x.shape), problem.job.result
+        taps = 1
+        for n in spec.taps(x.shape) if coded else ():
+            taps = taps * n
+        code = Memory((), (), NUMPY[_code_dtype(taps)]).dtype
+    last = channels_last(x)
+    fakes = [_empty(shape, x, kernels.torch_dtype(result, x.dtype), last)]
+    return [*fakes, _empty(shape, x, TORCH[code.name], last)] if coded else fakes
+
+
+def _any_size(spec: Spec) -> Spec:
+    """Return a spec with the same dtypes and no sizes that could be wrong."""
+    n = len(spec.axes)
+    return spec._replace(geometry="adaptive", size=(1,) * n)
+
+
+def _code_dtype(taps: int) -> Any:
+    return torch.uint8 if taps <= 255 else torch.uint16 if taps <= 65535 else torch.int32
+
+
+# ---- one operator: arguments as the dispatcher gives them to what a kernel takes ---------------------------------------
+
+
+def _define(name: str, tensors: int, native: Any, elsewhere: Any, fake: Any, differentiable: Any) -> None:
+    """Define one operator: how many tensors it takes first, and its kernels."""
+    has_origin = "shape" in _SCHEMAS[name]
+
+    def unpacked(kernel: Any) -> Any:
+        def call(*args: Any) -> Any:
+            given, rest = args[:tensors], args[tensors:]
+            if not has_origin:
+                return kernel(*given, Spec.of(rest))
+            return kernel(*given, Origin(tuple(rest[0]), rest[1], rest[2]), Spec.of(rest[3:]))
+
+        return call
+
+    _LIBRARY.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, unpacked(native), "CPU")
+    _LIBRARY.impl(name, unpacked(elsewhere), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, unpacked(differentiable), "Autograd")
+    torch.library.register_fake(f"anypool::{name}", unpacked(fake), lib=_LIBRARY)
+
+
+_define("pool", 1, kernels.pool, _pool, lambda x, s: _results(x, s, coded=False)[0], autograd.pool)
+_define("pool_with_codes", 1, kernels.pool_with_codes, _pool_with_codes,
+        lambda x, s: tuple(_results(x, s, coded=True)), autograd.pool_with_codes)  # fmt: skip
+_define("sum_backward", 1, kernels.sum_backward, _sum_backward,
+        lambda g, o, s: _empty(o.shape, g, o.dtype, o.channels_last), autograd.sum_backward)  # fmt: skip
+_define("select_backward", 2, kernels.select_backward, codes.scatter,
+        lambda g, c, o, s: _empty(o.shape, g, o.dtype, o.channels_last), autograd.select_backward)  # fmt: skip
+_define("power_backward", 3, kernels.power_backward, _power_backward,
+        lambda g, x, y, s: _empty(x.shape, x, x.dtype, channels_last(x)), autograd.power_backward)  # fmt: skip

@@ -1,0 +1,32 @@
+"""Which tensors are no more than memory of this machine, so that kernels may run on it without a dispatcher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_KEY = torch._C.DispatchKey
+_keys = torch._C._dispatch_keys
+_modes = torch._C._len_torch_dispatch_stack
+
+
+def _set(*names: str) -> int:
+    keys = torch._C.DispatchKeySet(getattr(_KEY, names[0]))
+    for name in names[1:]:
+        keys = keys | torch._C.DispatchKeySet(getattr(_KEY, name))
+    value: int = keys.raw_repr()
+    return value
+
+
+# A tensor's keys say all at once: its device, its layout, whether its values are conjugated, negated or zeros without
+# memory, named, nested, wrapped by a transform or a class of somebody's. Every other tensor has more keys, or others.
+PLAIN = frozenset({
+    _set("CPU", "AutocastCPU"),  # made in inference mode
+    _set("CPU", "AutocastCPU", "ADInplaceOrView", "AutogradCPU"),
+})  # fmt: skip
+
+
+def is_plain(x: Any) -> bool:
+    """Return whether x is memory of this machine, and nobody watches what is done with it."""
+    return _keys(x).raw_repr() in PLAIN and not _modes()
