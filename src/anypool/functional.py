@@ -10,8 +10,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec
 
+import numpy as np
 import numpy.typing as npt
 
+from anypool import operation
 from anypool.operation import Call, Description, as_array, run
 
 Array = npt.NDArray[Any]
@@ -74,7 +76,13 @@ def _ranked(build: Callable[Concatenate[int, P], Call], rank: int, examples: tup
     """Return the public function of one rank; ``function.call`` builds its call without running it."""
     name = f"{build.__name__.strip('_')}{rank}d"
 
+    call = functools.partial(build, rank)
+
     def function(*args: P.args, **kwargs: P.kwargs) -> Any:
+        if operation.quick is not None and args and type(args[0]) is not np.ndarray:
+            result = operation.quick(call, args, kwargs)
+            if result is not NotImplemented:
+                return result
         return run(build(rank, *args, **kwargs))
 
     signature = inspect.signature(build)
@@ -82,7 +90,7 @@ def _ranked(build: Callable[Concatenate[int, P], Call], rank: int, examples: tup
     function.__name__ = function.__qualname__ = name
     function.__module__ = "anypool"
     function.__doc__ = _document(build.__doc__ or "", rank, examples, indices=indices)
-    function.call = functools.partial(build, rank)  # type: ignore[attr-defined]
+    function.call = call  # type: ignore[attr-defined]
     return function
 
 
@@ -90,6 +98,10 @@ def _public(build: Callable[P, Call]) -> Callable[P, Any]:
     """Return the public function of a call that has no rank in its name."""
 
     def function(*args: P.args, **kwargs: P.kwargs) -> Any:
+        if operation.quick is not None and args and type(args[0]) is not np.ndarray:
+            result = operation.quick(build, args, kwargs)
+            if result is not NotImplemented:
+                return result
         return run(build(*args, **kwargs))
 
     functools.update_wrapper(function, build)

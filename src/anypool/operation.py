@@ -36,6 +36,10 @@ from anypool.windows import Windows
 Array = npt.NDArray[Any]
 Gradient = Callable[[Array, Array], None]  # (gradient of the result, where to write that of x)
 
+# Set by `anypool.tensors`: (what builds a call, its arguments) -> the result for a tensor that was seen before, or
+# NotImplemented. It spares small tensors the description of what is already known.
+quick: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any] | None = None
+
 
 class Description(NamedTuple):
     """What to do, apart from the array: hashable when its arguments are."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from anypool import operation
 from anypool.backends import torch as reference
 from anypool.operation import Description, resolve
 from anypool.operation import overlap as _overlap
@@ -35,10 +36,10 @@ _HALVES = (torch.float16, torch.bfloat16)
 class Call:
     """One description for tensors of one shape, dtype and strides: what there is to look up before a kernel runs."""
 
-    __slots__ = ("absolute", "autocast", "final", "function", "indices", "plan", "spec", "strides")
+    __slots__ = ("absolute", "autocast", "coded", "final", "function", "indices", "plan", "spec", "strides", "what")
 
     def __init__(self, x: torch.Tensor, what: Description) -> None:
-        at = memory_of(x)
+        at, self.what = memory_of(x), what
         problem = resolve(at, what)  # type: ignore[arg-type]  # says what is wrong, in the caller's words
         self.spec, self.absolute = _without_absolute(spec_of(what, at.shape, f"x: {at.shape}"))
         self.indices = problem.return_indices
@@ -51,11 +52,8 @@ class Call:
             if floating:
                 self.function = autograd.Select if selects else autograd.Linear if linear else autograd.Power
             self.plan = kernels.forward(x, self.spec, "index" if self.indices else None)
+            self.coded = kernels.forward(x, self.spec, "offset") if selects else self.plan  # what a gradient needs
             self.strides = tuple(s for a, s in enumerate(self.plan.strides) if a not in problem.squeeze)
-
-    def coded(self, x: torch.Tensor) -> Any:
-        """Return the pass that a gradient needs: with offsets for a max or min."""
-        return kernels.forward(x, self.spec, "offset") if self.spec.selects else self.plan
 
 
 def _without_absolute(spec: Spec) -> tuple[Spec, bool]:
@@ -71,19 +69,51 @@ def widened_by_autocast(what: Description) -> bool:
 _calls: dict[Hashable, Call] = {}
 
 
-def _call(x: torch.Tensor, what: Description) -> Call:
+def _remember(key: Hashable, call: Call) -> Call:
+    if len(_calls) >= 1024:
+        _calls.clear()
+    _calls[key] = call
+    return call
+
+
+def quick(build: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the pooled tensor if nothing needs to be looked into: plain memory, arguments of plain numbers."""
+    x = args[0]
+    if not isinstance(x, torch.Tensor) or has_torch_function_unary(x) or torch.compiler.is_compiling():
+        return NotImplemented
+    if _keys(x).raw_repr() not in PLAIN or _modes() or _tracing() is not None:
+        return NotImplemented
     try:
         # Bytes tell 1, 1.0 and True apart, which are equal as keys; version 2 has no references to equal objects.
-        key: Hashable = (x.shape, x.stride(), x.dtype, marshal.dumps(tuple(what), 2))
-    except ValueError:  # a torch.Size, a dtype, a NumPy integer
-        return Call(x, what)
-    found = _calls.get(key)
-    if found is None:
-        found = Call(x, what)
-        if len(_calls) >= 1024:
-            _calls.clear()
-        _calls[key] = found
-    return found
+        rest = marshal.dumps((args[1:], kwargs) if kwargs else args[1:], 2)
+    except ValueError:  # an array to write into, a torch.Size, a dtype
+        return NotImplemented
+    key = (build, x.shape, x.stride(), x.dtype, rest)
+    call = _calls.get(key)
+    if call is None:
+        call = _remember(key, Call(x, build(*args, **kwargs).what))
+    return _pooled(x, call, None)
+
+
+operation.quick = quick
+
+
+def _pooled(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
+    plan = call.plan
+    if plan is None or (call.autocast and torch.is_autocast_enabled("cpu")):
+        return _composed(x, call, out)
+    if (x.requires_grad and _records()) or _forward_mode._current_level >= 0:
+        return _recorded(x, call, out)
+    if out is not None:
+        return _into(x, call, out)
+    if plan.recipe is None or call.indices:
+        return _plainly(x, call)
+    y = x.new_empty_strided(call.final, call.strides, dtype=plan.dtype) if plan.cast else x.new_empty_strided(call.final, call.strides)
+    address = x.data_ptr()
+    if address & plan.mask:
+        return _plainly(x, call)
+    plan.recipe.run(address, y.data_ptr())
+    return y
 
 
 def run(x: torch.Tensor, what: Description, out: torch.Tensor | None = None) -> Any:
@@ -94,22 +124,7 @@ def run(x: torch.Tensor, what: Description, out: torch.Tensor | None = None) -> 
         return _operators(x, what, "x: a tensor that is traced")
     if _keys(x).raw_repr() not in PLAIN or _modes() or _tracing() is not None:
         return _watched(x, what, out)
-    call = _call(x, what)
-    plan = call.plan
-    if plan is None or (call.autocast and torch.is_autocast_enabled("cpu")):
-        return _composed(x, what, out, call)
-    if (x.requires_grad and _records()) or _forward_mode._current_level >= 0:
-        return _recorded(x, call, out)
-    if out is not None:
-        return _into(x, call, out)
-    if plan.recipe is None or call.indices:
-        return _plainly(x, call)
-    y = x.new_empty_strided(call.final, call.strides, dtype=plan.dtype)
-    address = x.data_ptr()
-    if address & plan.mask:
-        return _plainly(x, call)
-    plan.recipe.run(address, y.data_ptr())
-    return y
+    return _pooled(x, Call(x, what), out)
 
 
 def _plainly(x: torch.Tensor, call: Call) -> Any:
@@ -126,11 +141,14 @@ def _recorded(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
     if call.function is None:  # an integer result has no gradient
         return _plainly(x, call)
     if not call.spec.selects:
-        return autograd.apply(call.function, x, call.spec, call.plan).reshape(call.final)
-    y, codes = autograd.apply(call.function, x, call.spec, call.coded(x))
-    if not call.indices:
-        return y if len(call.final) == y.ndim else y.reshape(call.final)
-    return y.reshape(call.final), flat_indices(codes, call.spec, x.shape).reshape(call.final)
+        y = autograd.apply(call.function, x, call.spec, call.plan)
+    elif call.indices or torch._C._are_functorch_transforms_active():
+        y, codes = autograd.apply(autograd.Select, x, call.spec, call.coded)
+        if call.indices:
+            return y.reshape(call.final), flat_indices(codes, call.spec, x.shape).reshape(call.final)
+    else:
+        y = autograd.alone(x, call.spec, call.coded)
+    return y if len(call.final) == len(call.plan.shape) else y.reshape(call.final)
 
 
 def _into(x: torch.Tensor, call: Call, out: torch.Tensor) -> Any:
@@ -160,12 +178,12 @@ def _as_numpy(x: torch.Tensor) -> Any:
 # ---- the other ways ----------------------------------------------------------------------------------------------------
 
 
-def _composed(x: torch.Tensor, what: Description, out: torch.Tensor | None, call: Call) -> Any:
+def _composed(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
     """Largest magnitudes, and what autocast computes in float32: another tensor first, then the same again."""
     if call.autocast and torch.is_autocast_enabled("cpu"):
-        return run(x.float(), what, out)
+        return run(x.float(), call.what, out)
     wide = x if x.is_floating_point() else x.double()
-    return run(wide.abs(), what._replace(reduction="max", parameter=None, signed=False), out)
+    return run(wide.abs(), call.what._replace(reduction="max", parameter=None, signed=False), out)
 
 
 def _watched(x: torch.Tensor, what: Description, out: torch.Tensor | None) -> Any:

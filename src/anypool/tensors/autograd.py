@@ -124,7 +124,7 @@ class Select(Function):
         ctx.origin = Origin.of(x) if plan is None else plan.origin
 
     @staticmethod
-    def backward(ctx: Any, grad: Any, _: Any) -> Any:
+    def backward(ctx: Any, grad: Any, *_: Any) -> Any:
         if grad is None:
             return None, None, None
         (codes,) = ctx.saved_tensors
@@ -138,6 +138,24 @@ class Select(Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Any, spec: Spec, plan: Any) -> Any:
         return apply(Select, x.movedim(in_dims[0], 0), spec.batched(), None), (0, 0)
+
+
+class SelectAlone(Function):
+    """A max or min without its offsets: 1 us less than `Select`, but not for ``torch.func``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, spec: Spec, plan: Any) -> Any:
+        y, codes = plan.with_codes(x)
+        ctx.save_for_backward(codes)
+        ctx.save_for_forward(codes)
+        ctx.spec, ctx.origin = spec, plan.origin
+        return y
+
+    backward = Select.backward
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return Select.jvp(ctx, *tangents)[0]
 
 
 class SelectBackward(Function):
@@ -254,6 +272,9 @@ def push(x: Any, tangent: Any, spec: Spec) -> Any:
     y, back = torch.func.vjp(lambda x: _in_torch(x, spec), x)
     _, forth = torch.func.vjp(lambda g: back(g)[0], torch.zeros_like(y))
     return forth(tangent)[0]
+
+
+alone = super(Function, SelectAlone).apply  # type: ignore[misc]
 
 
 # ---- the operators' autograd kernels, and what the functions above call ------------------------------------------------

@@ -36,7 +36,7 @@ def torch_dtype(result: Any, x: Any) -> Any:
 class Forward:
     """A forward pass on tensors of one shape, dtype and strides."""
 
-    __slots__ = ("code_dtype", "dtype", "job", "mask", "origin", "recipe", "shape", "spec", "strides", "why_not")
+    __slots__ = ("cast", "code_dtype", "dtype", "job", "mask", "origin", "recipe", "shape", "spec", "strides", "why_not")
 
     def __init__(self, x: torch.Tensor, spec: Spec, codes: str | None) -> None:
         at, problem = memory_of(x), problem_of(memory_of(x), spec)
@@ -45,6 +45,7 @@ class Forward:
         self.shape = problem.shape
         self.strides = dense(self.shape, self.origin.channels_last)
         self.dtype = torch_dtype(self.job.result, x.dtype)
+        self.cast = self.dtype is not x.dtype
         self.code_dtype = TORCH[self.job.code_dtype().name] if codes else None
         self.mask = at.itemsize - 1
         y = Memory(self.shape, tuple(s * self.job.result.itemsize for s in self.strides), self.job.result)
