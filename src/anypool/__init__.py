@@ -1,5 +1,8 @@
 """anypool: every pooling operation of deep learning, for any array, at the speed of memory."""
 
+import importlib
+from typing import Any
+
 from anypool.fractional import fractional_max_pool2d, fractional_max_pool3d
 from anypool.functional import (
     adaptive_avg_pool1d,
@@ -23,6 +26,14 @@ from anypool.functional import (
 )
 from anypool.inspection import explain, vjp
 from anypool.unpooling import max_unpool1d, max_unpool2d, max_unpool3d
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs PyTorch, or is rarely needed, when it is first asked for: ``anypool.nn``, ``anypool.torch``."""
+    if name in ("nn", "torch", "backends"):
+        return importlib.import_module(f"anypool.{name}")
+    raise AttributeError(f"module 'anypool' has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anypool.backends import Pass, select
-from anypool.operation import as_array, pullback_of
+from anypool.operation import as_array, is_tensor, pullback_of, tensors
 from anypool.reductions import REDUCTIONS, check_dtype, dtypes, is_float
 from anypool.windows import placed, size_argument, sizes_argument
 
@@ -131,6 +131,10 @@ def _make(rank: int) -> Callable[..., Any]:
     def fractional_max_pool(x: Any, kernel_size: Any, output_size: Any = None, output_ratio: Any = None,
                             return_indices: bool = False, _random_samples: Any = None, *,
                             rng: Any = None) -> Any:  # fmt: skip
+        if is_tensor(x):
+            return tensors().fractional(
+                rank, x, kernel_size, output_size, output_ratio, return_indices, _random_samples, rng
+            )
         planes = _Planes(rank, x, kernel_size, output_size, output_ratio, _random_samples, rng)
         if not return_indices:
             return planes.run(None, None)
@@ -140,6 +144,11 @@ def _make(rank: int) -> Callable[..., Any]:
     def differentiate(x: Any, kernel_size: Any, output_size: Any = None, output_ratio: Any = None,
                       return_indices: bool = False, _random_samples: Any = None, *,
                       rng: Any = None) -> tuple[Any, Callable[[Any], Array]]:  # fmt: skip
+        if is_tensor(x):
+            pulled: tuple[Any, Callable[[Any], Any]] = tensors().pulled(
+                fractional_max_pool, x, kernel_size, output_size, output_ratio, return_indices, _random_samples, rng=rng
+            )
+            return pulled
         planes = _Planes(rank, x, kernel_size, output_size, output_ratio, _random_samples, rng)
         if not is_float(planes.x.dtype):
             raise TypeError(f"vjp needs floating-point x, got {planes.x.dtype} (x: {planes.x.shape})")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anypool.backends import select
-from anypool.operation import Call, differentiate, resolve
+from anypool.operation import Call, differentiate, is_tensor, resolve, tensors
 from anypool.windows import Sliding, Windows
 
 
@@ -108,7 +108,8 @@ class Explanation:
             f"  output   {self.output_shape} {self.result_dtype}, accumulated in {self.accumulator}",
             f"  windows  {self._windows_text()}",
             f"  backend  {self.backend} ({self.kernel})",
-            f"  machine  {self.isa}, {self.threads} thread{'s' if self.threads != 1 else ''}",
+            f"  machine  {self.isa}"
+            + (f", {self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else ""),
             f"  memory   {self.bytes_moved:,} bytes read and written, at least",
         ]
         return "\n".join(lines + [f"  note     {n}" for n in self.notes])
@@ -141,11 +142,20 @@ def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Explan
     ((1, 8, 16, 16), 'native', 40960)
     """
     call = _call_of(fn, x, args, kwargs)
-    problem = resolve(call.x, call.what)
-    job, array = problem.job, call.x
-    backend, notes = select(job, array)
+    array: Any = call.x
+    if is_tensor(array):
+        from anypool.tensors.spec import memory
+
+        backend, description, notes = tensors().plan_of(array, call.what)
+        array = memory(array.shape, (), array.dtype)
+        problem = resolve(array, call.what)
+    else:
+        problem = resolve(array, call.what)
+        chosen, notes = select(problem.job, array)
+        backend, description = chosen.name, chosen.describe(problem.job, array)
+    job = problem.job
     shape = job.shape(array.shape)
-    moved = array.size * array.itemsize + math.prod(shape) * (
+    moved = math.prod(array.shape) * array.itemsize + math.prod(shape) * (
         job.result.itemsize + (8 if problem.return_indices else 0)
     )
     return Explanation(
@@ -158,8 +168,8 @@ def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Explan
         result_dtype=job.result.name,
         axes=job.axes,
         windows=job.windows,
-        backend=backend.name,
+        backend=backend,
         bytes_moved=moved,
         notes=tuple(notes),
-        **backend.describe(job, array),
+        **description,
     )

@@ -111,7 +111,8 @@ def as_array(x: Any) -> Array:
     if isinstance(x, (np.ndarray, np.generic, list, tuple, bool, int, float)):
         return np.asarray(x)
     raise TypeError(
-        f"x must be a NumPy array (or nested lists of numbers) or a PyTorch tensor, got {type(x).__module__}.{type(x).__name__}"
+        "x must be a NumPy array (or nested lists of numbers) or a PyTorch tensor, "
+        f"got {type(x).__module__}.{type(x).__name__}"
     )
 
 
@@ -298,18 +299,18 @@ def overlap(a: Array, b: Array) -> bool:
         return True
 
 
-def _tensors() -> Any:
+def tensors() -> Any:
     """Return the module that takes tensors; whoever has one has imported PyTorch."""
-    from anypool import tensors
+    import anypool.tensors
 
-    return tensors
+    return anypool.tensors
 
 
 def run(call: Call) -> Any:
     """Return the pooled array, or the pair (array, indices)."""
     x = call.x
     if type(x) is not np.ndarray:
-        return _tensors().run(x, call.what, call.out)
+        return tensors().run(x, call.what, call.out)
     problem = resolve(x, call.what)
     y = _output(problem, x, call.out)
     backend, _ = select(problem.job, x)
@@ -331,7 +332,7 @@ def differentiate(call: Call) -> tuple[Any, Callable[[Any], Array]]:
     """Return (result, pullback)."""
     x = call.x
     if type(x) is not np.ndarray:
-        pulled: tuple[Any, Callable[[Any], Array]] = _tensors().differentiate(x, call.what, call.out)
+        pulled: tuple[Any, Callable[[Any], Array]] = tensors().differentiate(x, call.what, call.out)
         return pulled
     problem = resolve(x, call.what)
     if not is_float(x.dtype) or not is_float(problem.job.result):

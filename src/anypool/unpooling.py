@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anypool.operation import as_array, pullback_of
+from anypool.operation import as_array, is_tensor, pullback_of, tensors
 from anypool.windows import sizes_argument
 
 Array = npt.NDArray[Any]
@@ -72,9 +72,14 @@ def _make(rank: int) -> Callable[..., Any]:
     def max_unpool(
         x: Any, indices: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
     ) -> Any:
+        if is_tensor(x):
+            return tensors().unpool(rank, x, indices, kernel_size, stride, padding, output_size)
         return _unpool(*_prepare(rank, x, indices, kernel_size, stride, padding, output_size))
 
     def differentiate(x: Any, indices: Any, *args: Any, **kwargs: Any) -> tuple[Array, Callable[[Any], Array]]:
+        if is_tensor(x):
+            pulled: tuple[Any, Callable[[Any], Any]] = tensors().pulled(max_unpool, x, indices, *args, **kwargs)
+            return pulled
         x, places, sizes = _prepare(rank, x, indices, *_arguments(*args, **kwargs))
         if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
             raise TypeError(f"vjp needs floating-point x, got {x.dtype} (x: {x.shape})")

@@ -237,7 +237,8 @@ def output_size(n: int, kernel: int, stride: int, dilation: int, pads: tuple[int
 
 
 def sliding_arguments(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-                      ceil_mode: bool = False, *, where: str = "") -> tuple[Any, Any, list[tuple[int, int]], Any, bool]:  # fmt: skip
+                      ceil_mode: bool = False, *,
+                      where: str = "") -> tuple[Any, Any, list[tuple[int, int]], Any, bool]:  # fmt: skip
     """Return kernel, stride, (low, high) padding and dilation of every axis, and ceil_mode: what `sliding` was told."""
     rank = len(sizes)
     kernel = sizes_argument("kernel_size", kernel_size, rank, where, at_least=1)

@@ -16,14 +16,15 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from anypool import operation
+from anypool.backends import native
 from anypool.backends import torch as reference
 from anypool.operation import Description, resolve
 from anypool.operation import overlap as _overlap
 from anypool.tensors import autograd, kernels
 from anypool.tensors.codes import flat_indices
 from anypool.tensors.plain import PLAIN
-from anypool.tensors.pytorch import Own, own
-from anypool.tensors.spec import NUMPY, Memory, Spec, channels_last, memory_format, memory_of, spec_of
+from anypool.tensors.pytorch import ORIGINALS, Own, own
+from anypool.tensors.spec import TORCH, Spec, channels_last, memory, memory_format, memory_of, spec_of
 
 _keys = torch._C._dispatch_keys
 _modes = torch._C._len_torch_dispatch_stack
@@ -37,6 +38,7 @@ class Call:
     """One description for tensors of one shape, dtype and strides: what there is to look up before a kernel runs."""
 
     __slots__ = ("absolute", "autocast", "coded", "final", "function", "indices", "plan", "spec", "strides", "what")
+    plan: Any
 
     def __init__(self, x: torch.Tensor, what: Description) -> None:
         at, self.what = memory_of(x), what
@@ -108,7 +110,11 @@ def _pooled(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
         return _into(x, call, out)
     if plan.recipe is None or call.indices:
         return _plainly(x, call)
-    y = x.new_empty_strided(call.final, call.strides, dtype=plan.dtype) if plan.cast else x.new_empty_strided(call.final, call.strides)
+    y = (
+        x.new_empty_strided(call.final, call.strides, dtype=plan.dtype)
+        if plan.cast
+        else x.new_empty_strided(call.final, call.strides)
+    )
     address = x.data_ptr()
     if address & plan.mask:
         return _plainly(x, call)
@@ -172,10 +178,10 @@ def _into(x: torch.Tensor, call: Call, out: torch.Tensor) -> Any:
 
 
 def _as_numpy(x: torch.Tensor) -> Any:
-    return x.detach().view(torch.uint8 if x.element_size() == 1 else getattr(torch, f"int{8 * x.element_size()}")).numpy()
+    return x.detach().view(TORCH[f"int{8 * x.element_size()}"]).numpy()
 
 
-# ---- the other ways ----------------------------------------------------------------------------------------------------
+# ---- the other ways --------------------------------------------------------------------------------------------------
 
 
 def _composed(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
@@ -207,7 +213,7 @@ def _watched(x: torch.Tensor, what: Description, out: torch.Tensor | None) -> An
 
 
 def _in_torch_operations(x: torch.Tensor, what: Description) -> Any:
-    problem = resolve(Memory(tuple(x.shape), (), NUMPY[x.dtype]), what)  # type: ignore[arg-type]
+    problem = resolve(memory(x.shape, (), x.dtype), what)  # type: ignore[arg-type]
     y, indices = reference.run(problem.job, x)
     form = memory_format(y.ndim, channels_last(x))
     results = [t.contiguous(memory_format=form) for t in (y, indices) if t is not None]
@@ -242,23 +248,73 @@ def _squeezed(y: Any, what: Description, spec: Spec) -> Any:
     return y
 
 
+# ---- gradients without a graph, and the functions that are PyTorch's own ---------------------------------------------
+
+
 def differentiate(x: torch.Tensor, what: Description, out: Any) -> tuple[Any, Callable[[Any], torch.Tensor]]:
     """Return (result, pullback), by autograd."""
+    return pulled(run, x, what, out)
+
+
+def pulled(function: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return (function(x, …), pullback), by autograd."""
     if not x.is_floating_point():
         raise TypeError(f"vjp needs floating-point x and result, got {x.dtype} (x: {tuple(x.shape)})")
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
-        result = run(leaf, what, out)
-    y = result[0] if isinstance(result, tuple) else result
+        result = function(leaf, *args, **kwargs)
+    y, *others = result if isinstance(result, tuple) else (result,)
 
     def pullback(grad_y: Any, out: torch.Tensor | None = None) -> torch.Tensor:
         """Return the gradient with respect to x, given that with respect to the result."""
         if grad_y.shape != y.shape:
-            raise ValueError(
-                f"grad_y must have the result's shape {tuple(y.shape)}, got {tuple(grad_y.shape)} (x: {tuple(x.shape)})"
-            )
+            raise ValueError(f"grad_y must have the result's shape {tuple(y.shape)}, got {tuple(grad_y.shape)}")
         (grad_x,) = torch.autograd.grad(y, leaf, grad_y.to(y.dtype), retain_graph=True)
         return grad_x if out is None else out.copy_(grad_x)
 
-    given = (y.detach(), result[1]) if isinstance(result, tuple) else y.detach()
-    return given, pullback
+    return (y.detach(), *others) if others else y.detach(), pullback
+
+
+def unpool(rank: int, x: torch.Tensor, indices: Any, kernel_size: Any, stride: Any, padding: Any, size: Any) -> Any:
+    """Put maxima back, by PyTorch's own operator."""
+    if size is not None and not isinstance(size, (tuple, list)):
+        size = [size] * rank
+    return ORIGINALS[f"max_unpool{rank}d"](x, indices, kernel_size, stride, padding, size)
+
+
+def fractional(rank: int, x: torch.Tensor, kernel_size: Any, output_size: Any, output_ratio: Any, return_indices: bool,
+               samples: Any, rng: Any) -> Any:  # fmt: skip
+    """Pool windows at pseudo-random places, by PyTorch's own operator and with its draws."""
+    if samples is None and rng is not None:
+        n = x.shape[0] if x.ndim == rank + 2 else 1
+        samples = torch.rand(n, x.shape[-rank - 1], rank, dtype=x.dtype, device=x.device, generator=rng)
+    if output_ratio is not None and not isinstance(output_ratio, (tuple, list)):
+        output_ratio = (output_ratio,) * rank
+    function = ORIGINALS[f"fractional_max_pool{rank}d"]
+    return function(x, kernel_size, output_size, output_ratio, return_indices, _random_samples=samples)
+
+
+# ---- looking ---------------------------------------------------------------------------------------------------------
+
+
+def plan_of(x: torch.Tensor, what: Description) -> tuple[str, dict[str, Any], list[str]]:
+    """Return the backend that would run, its own words about it, and why it is not one before it."""
+    device = f"{x.device.type}"
+    if _keys(x).raw_repr() in PLAIN:
+        call = Call(x, what)
+        if call.autocast and torch.is_autocast_enabled("cpu"):
+            return plan_of(x.detach().float(), what)
+        if call.plan is None:
+            floating = x.detach() if x.is_floating_point() else x.double()
+            return plan_of(floating, what._replace(reduction="max", parameter=None, signed=False))
+        if call.plan.recipe is not None:
+            return "native", native.describe(call.plan.job, call.plan.recipe), []
+        reasons = call.plan.why_not or ["native: another backend was asked for"]
+        return "torch", {"kernel": "torch operations", "isa": device, "threads": torch.get_num_threads()}, reasons
+    reasons = [f"native: no kernels for {'device ' + device if device != 'cpu' else 'such a tensor'}"]
+    theirs = own(x, what)
+    if isinstance(theirs, Own) and device not in ("cpu", "meta"):
+        return "pytorch", {"kernel": f"torch.nn.functional.{theirs.name}", "isa": device, "threads": 0}, reasons
+    if device in ("cpu", "meta"):
+        return "operator", {"kernel": "torch.ops.anypool.pool", "isa": device, "threads": 0}, reasons
+    return "torch", {"kernel": "torch operations", "isa": device, "threads": 0}, [*reasons, f"pytorch: {theirs}"]

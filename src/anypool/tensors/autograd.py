@@ -47,7 +47,7 @@ def apply(function: Any, *args: Any) -> Any:
     return super(Function, function).apply(*args)  # type: ignore[misc]
 
 
-# ---- sums and means ----------------------------------------------------------------------------------------------------
+# ---- sums and means --------------------------------------------------------------------------------------------------
 
 
 class Linear(Function):
@@ -101,7 +101,7 @@ class LinearBackward(Function):
         return apply(LinearBackward, grad, origin.batched(info.batch_size), spec.batched()), 0
 
 
-# ---- max and min -------------------------------------------------------------------------------------------------------
+# ---- max and min -----------------------------------------------------------------------------------------------------
 
 
 class Select(Function):
@@ -188,7 +188,7 @@ class SelectBackward(Function):
         return apply(SelectBackward, grad, codes, origin.batched(info.batch_size), spec.batched()), 0
 
 
-# ---- lp and logsumexp --------------------------------------------------------------------------------------------------
+# ---- lp and logsumexp ------------------------------------------------------------------------------------------------
 
 
 class Power(Function):
@@ -277,7 +277,7 @@ def push(x: Any, tangent: Any, spec: Spec) -> Any:
 alone = super(Function, SelectAlone).apply  # type: ignore[misc]
 
 
-# ---- the operators' autograd kernels, and what the functions above call ------------------------------------------------
+# ---- the operators' autograd kernels, and what the functions above call ----------------------------------------------
 
 
 def pool(x: Any, spec: Spec) -> Any:

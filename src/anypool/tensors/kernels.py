@@ -29,14 +29,26 @@ from anypool.tensors.spec import (
 
 
 def torch_dtype(result: Any, x: Any) -> Any:
-    """Return the dtype of a result: sums of narrow unsigned integers are int64, as PyTorch can do little with uint64."""
+    """Return the dtype of a result: int64 for sums of narrow unsigned integers, as PyTorch hardly knows uint64."""
     return torch.int64 if result.name == "uint64" and x is not torch.uint64 else TORCH[result.name]
 
 
 class Forward:
     """A forward pass on tensors of one shape, dtype and strides."""
 
-    __slots__ = ("cast", "code_dtype", "dtype", "job", "mask", "origin", "recipe", "shape", "spec", "strides", "why_not")
+    __slots__ = (
+        "cast",
+        "code_dtype",
+        "dtype",
+        "job",
+        "mask",
+        "origin",
+        "recipe",
+        "shape",
+        "spec",
+        "strides",
+        "why_not",
+    )
 
     def __init__(self, x: torch.Tensor, spec: Spec, codes: str | None) -> None:
         at, problem = memory_of(x), problem_of(memory_of(x), spec)

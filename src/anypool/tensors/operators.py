@@ -38,7 +38,7 @@ _SCHEMAS = {
 }
 
 
-# ---- in torch operations, for devices other than the CPU ---------------------------------------------------------------
+# ---- in torch operations, for devices other than the CPU -------------------------------------------------------------
 
 
 def _problem(x: Any, spec: Spec) -> Problem:
@@ -67,7 +67,7 @@ def _power_backward(grad: Any, x: Any, y: Any, spec: Spec) -> Any:
     return _like(x, autograd.pull(x, grad, spec))
 
 
-# ---- fake --------------------------------------------------------------------------------------------------------------
+# ---- fake ------------------------------------------------------------------------------------------------------------
 
 
 def _empty(shape: Sequence[Any], like: Any, dtype: Any, last: bool) -> Any:
@@ -78,14 +78,14 @@ def _results(x: Any, spec: Spec, *, coded: bool) -> list[Any]:
     if all(isinstance(n, int) for n in (*x.shape, *spec.size, *spec.stride, *spec.padding, *spec.dilation)):
         problem = _problem(x, spec)  # checks what there is to check
         shape: Sequence[Any] = problem.shape
-        result, code = problem.job.result, problem.coded.code_dtype() if coded else None
+        result, code = problem.job.result, problem.coded.code_dtype()
     else:
         problem = problem_of(Memory((1 << 20,) * x.ndim, (), NUMPY[x.dtype]), _any_size(spec))  # for its dtypes
         shape, result = spec.outputs(x.shape), problem.job.result
         taps = 1
         for n in spec.taps(x.shape) if coded else ():
             taps = taps * n
-        code = Memory((), (), NUMPY[_code_dtype(taps)]).dtype
+        code = NUMPY[_code_dtype(taps)]
     last = channels_last(x)
     fakes = [_empty(shape, x, kernels.torch_dtype(result, x.dtype), last)]
     return [*fakes, _empty(shape, x, TORCH[code.name], last)] if coded else fakes
@@ -101,7 +101,7 @@ def _code_dtype(taps: int) -> Any:
     return torch.uint8 if taps <= 255 else torch.uint16 if taps <= 65535 else torch.int32
 
 
-# ---- one operator: arguments as the dispatcher gives them to what a kernel takes ---------------------------------------
+# ---- one operator: arguments as the dispatcher gives them to what a kernel takes -------------------------------------
 
 
 def _define(name: str, tensors: int, native: Any, elsewhere: Any, fake: Any, differentiable: Any) -> None:

@@ -1,4 +1,4 @@
-"""PyTorch's own operator for a call, where there is one: for devices, layouts and situations our kernels do not serve."""
+"""PyTorch's own operator for a call, where there is one: for what our kernels do not serve."""
 
 from __future__ import annotations
 

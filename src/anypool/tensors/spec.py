@@ -50,7 +50,8 @@ class Spec(NamedTuple):
     @classmethod
     def of(cls, values: Sequence[Any]) -> Spec:
         """Return the spec that an operator was given; the dispatcher makes lists of tuples."""
-        return cls(*(tuple(v) if isinstance(v, (list, tuple)) else v for v in values))
+        plain: list[Any] = [tuple(v) if isinstance(v, (list, tuple)) else v for v in values]
+        return cls(*plain)
 
     def description(self) -> Description:
         """Return it as the rest of the package reads it."""
@@ -204,7 +205,9 @@ def memory_format(ndim: int, last: bool) -> Any:
 
 def dense(shape: Sequence[int], last: bool) -> tuple[int, ...]:
     """Return the strides of a new tensor."""
-    return torch.empty(tuple(shape), device="meta", memory_format=memory_format(len(shape), last)).stride()
+    form = memory_format(len(shape), last)
+    strides: tuple[int, ...] = torch.empty(tuple(shape), device="meta", memory_format=form).stride()
+    return strides
 
 
 class Origin(NamedTuple):
