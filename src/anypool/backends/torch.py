@@ -76,14 +76,13 @@ def _taps(job: Pass, x: Any) -> tuple[Any, Any]:
 
 def _select(job: Pass, x: Any) -> tuple[Any, Any]:
     taps, inside = _taps(job, x)
-    if taps.is_floating_point():
-        worst: Any = -math.inf
-    else:
-        worst = torch.iinfo(taps.dtype).min + (job.merge == "min")
-    signed = -taps if job.merge == "min" else taps
     if job.lift == "absolute":
-        signed = taps = taps.abs()
-    values = torch.where(inside, signed, worst)
+        taps = taps.abs()
+    if taps.is_floating_point():
+        ordered, worst = -taps if job.merge == "min" else taps, -math.inf
+    else:  # complements, which no integer overflows
+        ordered, worst = taps.bitwise_not() if job.merge == "min" else taps, torch.iinfo(taps.dtype).min
+    values = torch.where(inside, ordered, worst)
     t = torch.arange(taps.shape[-1], device=x.device)
     best = (values == values.amax(-1, keepdim=True)) & inside
     first = torch.where(best, t, taps.shape[-1]).amin(-1, keepdim=True)

@@ -24,7 +24,7 @@ from anypool.tensors import autograd, kernels
 from anypool.tensors.codes import flat_indices
 from anypool.tensors.plain import PLAIN
 from anypool.tensors.pytorch import ORIGINALS, Own, own
-from anypool.tensors.spec import TORCH, Spec, channels_last, memory, memory_format, memory_of, spec_of
+from anypool.tensors.spec import NUMPY, TORCH, Spec, channels_last, memory, memory_format, memory_of, spec_of
 
 _keys = torch._C._dispatch_keys
 _modes = torch._C._len_torch_dispatch_stack
@@ -41,7 +41,10 @@ class Call:
     plan: Any
 
     def __init__(self, x: torch.Tensor, what: Description) -> None:
-        at, self.what = memory_of(x), what
+        at = memory_of(x)
+        if what.dtype in NUMPY:
+            what = what._replace(dtype=NUMPY[what.dtype])
+        self.what = what
         problem = resolve(at, what)  # type: ignore[arg-type]  # says what is wrong, in the caller's words
         self.spec, self.absolute = _without_absolute(spec_of(what, at.shape, f"x: {at.shape}"))
         self.indices = problem.return_indices
@@ -81,14 +84,19 @@ def _remember(key: Hashable, call: Call) -> Call:
 def quick(build: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the pooled tensor if nothing needs to be looked into: plain memory, arguments of plain numbers."""
     x = args[0]
-    if not isinstance(x, torch.Tensor) or has_torch_function_unary(x) or torch.compiler.is_compiling():
+    if (
+        "out" in kwargs
+        or not isinstance(x, torch.Tensor)
+        or has_torch_function_unary(x)
+        or torch.compiler.is_compiling()
+    ):
         return NotImplemented
     if _keys(x).raw_repr() not in PLAIN or _modes() or _tracing() is not None:
         return NotImplemented
     try:
         # Bytes tell 1, 1.0 and True apart, which are equal as keys; version 2 has no references to equal objects.
         rest = marshal.dumps((args[1:], kwargs) if kwargs else args[1:], 2)
-    except ValueError:  # an array to write into, a torch.Size, a dtype
+    except ValueError:  # a torch.Size, a dtype
         return NotImplemented
     key = (build, x.shape, x.stride(), x.dtype, rest)
     call = _calls.get(key)
@@ -130,7 +138,12 @@ def run(x: torch.Tensor, what: Description, out: torch.Tensor | None = None) -> 
         return _operators(x, what, "x: a tensor that is traced")
     if _keys(x).raw_repr() not in PLAIN or _modes() or _tracing() is not None:
         return _watched(x, what, out)
-    return _pooled(x, Call(x, what), out)
+    try:
+        named = what if what.dtype is None else what._replace(dtype=str(what.dtype))
+        key = (None, x.shape, x.stride(), x.dtype, marshal.dumps(tuple(named), 2))
+    except ValueError:
+        return _pooled(x, Call(x, what), out)
+    return _pooled(x, _calls.get(key) or _remember(key, Call(x, what)), out)
 
 
 def _plainly(x: torch.Tensor, call: Call) -> Any:
@@ -231,7 +244,7 @@ def _operators(x: torch.Tensor, what: Description, where: str) -> Any:
     spec, absolute = _without_absolute(spec_of(what, x.shape, where))
     if absolute:
         x = (x if x.is_floating_point() else x.double()).abs()
-    transformed = torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
+    transformed = torch._C._are_functorch_transforms_active()
     ops = autograd if transformed else None
     if not what.return_indices:
         y = ops.pool(x, spec) if ops else torch.ops.anypool.pool(x, *spec)

@@ -20,13 +20,16 @@ from anypool.tensors.spec import NUMPY, Memory, Origin, Spec, problem_of
 
 def _below(name: str, kernel: Any, *tensors: Any, args: tuple[Any, ...]) -> Any:
     """Run a kernel, or the operator of that name below autograd if somebody has to see it."""
-    if all(map(is_plain, tensors)):
+    followed = torch.compiler.is_dynamo_compiling()  # line by line: it reads this, and runs nothing
+    if not followed and all(map(is_plain, tensors)):
         return kernel(*tensors, *args)
     from anypool.tensors import operators  # noqa: F401  defines the operator
 
     flat: tuple[Any, ...] = ()
     for a in args:
         flat += tuple(a)
+    if followed:
+        return getattr(torch.ops.anypool, name)(*tensors, *flat)
     with torch._C._AutoDispatchBelowAutograd():
         return getattr(torch.ops.anypool, name).default(*tensors, *flat)
 
@@ -35,7 +38,7 @@ def _recording(*tensors: Any) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def _front(x: Any, dim: int | None, n: int) -> Any:
+def front(x: Any, dim: int | None, n: int) -> Any:
     """Return x with the axis that vmap batches in front."""
     return x.unsqueeze(0).expand(n, *x.shape) if dim is None else x.movedim(dim, 0)
 
@@ -184,7 +187,7 @@ class SelectBackward(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, grad: Any, codes: Any, origin: Origin, spec: Spec) -> Any:
-        grad, codes = (_front(t, d, info.batch_size) for t, d in ((grad, in_dims[0]), (codes, in_dims[1])))
+        grad, codes = (front(t, d, info.batch_size) for t, d in ((grad, in_dims[0]), (codes, in_dims[1])))
         return apply(SelectBackward, grad, codes, origin.batched(info.batch_size), spec.batched()), 0
 
 
@@ -252,7 +255,7 @@ class PowerBackward(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, grad: Any, x: Any, y: Any, spec: Spec) -> Any:
-        grad, x, y = (_front(t, d, info.batch_size) for t, d in zip((grad, x, y), in_dims[:3], strict=True))
+        grad, x, y = (front(t, d, info.batch_size) for t, d in zip((grad, x, y), in_dims[:3], strict=True))
         return apply(PowerBackward, grad, x, y, spec.batched()), 0
 
 

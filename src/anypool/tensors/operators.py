@@ -117,11 +117,22 @@ def _define(name: str, tensors: int, native: Any, elsewhere: Any, fake: Any, dif
 
         return call
 
+    def batched(info: Any, in_dims: Any, *args: Any) -> Any:
+        """Move what vmap batches to the front: one more axis that is not pooled."""
+        n, rest = info.batch_size, args[tensors:]
+        front = [autograd.front(t, d, n) for t, d in zip(args[:tensors], in_dims, strict=False)]
+        if has_origin:
+            front += Origin(tuple(rest[0]), rest[1], rest[2]).batched(n)
+            rest = rest[3:]
+        results = getattr(torch.ops.anypool, name)(*front, *Spec.of(rest).batched())
+        return results, tuple(0 for _ in results) if isinstance(results, tuple) else 0
+
     _LIBRARY.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, unpacked(native), "CPU")
     _LIBRARY.impl(name, unpacked(elsewhere), "CompositeExplicitAutograd")
     _LIBRARY.impl(name, unpacked(differentiable), "Autograd")
     torch.library.register_fake(f"anypool::{name}", unpacked(fake), lib=_LIBRARY)
+    torch.library.register_vmap(f"anypool::{name}", batched, lib=_LIBRARY)
 
 
 _define("pool", 1, kernels.pool, _pool, lambda x, s: _results(x, s, coded=False)[0], autograd.pool)

@@ -134,10 +134,10 @@ def spec_of(what: Description, shape: Sequence[Any], where: str) -> Spec:
 
 
 def _dtype(wanted: Any, where: str) -> Any:
-    if wanted is None or wanted in NUMPY:
+    if wanted is None or isinstance(wanted, torch.dtype):
         return wanted
     try:
-        return TORCH[np.dtype(wanted).name]
+        return TORCH[wanted.name if wanted is BFLOAT16 else np.dtype(wanted).name]
     except (TypeError, KeyError) as error:
         raise TypeError(f"dtype must be a dtype of PyTorch or NumPy, got {wanted!r} ({where})") from error
 
