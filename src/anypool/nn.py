@@ -157,6 +157,10 @@ class MinPool(_Windowed):
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         self.return_indices = return_indices
 
+    def extra_repr(self) -> str:
+        """Return the arguments."""
+        return f"{super().extra_repr()}, return_indices={self.return_indices}"
+
     def forward(self, x: Any) -> Any:
         """Pool."""
         return self._pooled(x, return_indices=self.return_indices)

@@ -244,7 +244,7 @@ def _operators(x: torch.Tensor, what: Description, where: str) -> Any:
     spec, absolute = _without_absolute(spec_of(what, x.shape, where))
     if absolute:
         x = (x if x.is_floating_point() else x.double()).abs()
-    transformed = torch._C._are_functorch_transforms_active()
+    transformed = torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
     ops = autograd if transformed else None
     if not what.return_indices:
         y = ops.pool(x, spec) if ops else torch.ops.anypool.pool(x, *spec)

@@ -20,16 +20,13 @@ from anypool.tensors.spec import NUMPY, Memory, Origin, Spec, problem_of
 
 def _below(name: str, kernel: Any, *tensors: Any, args: tuple[Any, ...]) -> Any:
     """Run a kernel, or the operator of that name below autograd if somebody has to see it."""
-    followed = torch.compiler.is_dynamo_compiling()  # line by line: it reads this, and runs nothing
-    if not followed and all(map(is_plain, tensors)):
+    if all(map(is_plain, tensors)):
         return kernel(*tensors, *args)
     from anypool.tensors import operators  # noqa: F401  defines the operator
 
     flat: tuple[Any, ...] = ()
     for a in args:
         flat += tuple(a)
-    if followed:
-        return getattr(torch.ops.anypool, name)(*tensors, *flat)
     with torch._C._AutoDispatchBelowAutograd():
         return getattr(torch.ops.anypool, name).default(*tensors, *flat)
 
@@ -260,7 +257,7 @@ class PowerBackward(Function):
 
 
 def _in_torch(x: Any, spec: Spec) -> Any:
-    job = problem_of(Memory(tuple(x.shape), (), NUMPY[x.dtype]), spec).job
+    job = problem_of(Memory(tuple(int(n) for n in x.shape), (), NUMPY[x.dtype]), spec).job
     return reference.run(job, x)[0]
 
 

@@ -103,7 +103,7 @@ def _largest_bin(n: int, out: int) -> int:
     """Return the most inputs of an adaptive window ``floor(i n / out) … ceil((i + 1) n / out)``."""
     if out == 0:
         return n
-    whole, rest = divmod(n, out)
+    whole, rest = n // out, n % out
     # i * rest runs through the multiples of the divisor that rest and out share: it comes that close to the next one.
     return whole + (0 if rest == 0 else 1 if rest == math.gcd(rest, out) else 2)
 
