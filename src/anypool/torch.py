@@ -160,7 +160,7 @@ def _routed(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     return pool
 
 
-_FUNCTIONS = tuple(
+FUNCTIONS = tuple(
     f"{family}{rank}d"
     for family in ("max_pool", "avg_pool", "lp_pool", "adaptive_max_pool", "adaptive_avg_pool")
     for rank in (1, 2, 3)
@@ -182,7 +182,7 @@ class Installation:
             uninstall()
 
     def __repr__(self) -> str:
-        return f"<anypool.torch.install: {'on' if _installed else 'off'}, {len(_FUNCTIONS)} functions>"
+        return f"<anypool.torch.install: {'on' if _installed else 'off'}, {len(FUNCTIONS)} functions>"
 
 
 def install() -> Installation:
@@ -205,7 +205,7 @@ def install() -> Installation:
     """
     first = not _installed
     if first:
-        for name in _FUNCTIONS:
+        for name in FUNCTIONS:
             original = getattr(functional, name)
             _installed[name] = (original, _routed(name, original))
             setattr(functional, name, _installed[name][1])

@@ -1,4 +1,4 @@
-"""The commands `pool`, `demo` and `info`: arguments in, one readable line (or one JSON object) out."""
+"""The commands `pool`, `demo`, `info` and `bench-model`: arguments in, one readable line (or one JSON object) out."""
 
 from __future__ import annotations
 
@@ -127,6 +127,50 @@ def info(as_json: Json = False) -> None:
 
     found = installation.describe()
     typer.echo(json.dumps(found) if as_json else installation.readable(found))
+
+
+@app.command("bench-model")
+def bench_model(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="module:callable, as torchvision.models:resnet18, or a torch.save file."),
+    ],
+    shape: Annotated[str, typer.Option(metavar="SIZE", help="Shape of the input.")] = "8x3x224x224",
+    dtype: Annotated[str, typer.Option(metavar="NAME", help="float32, bfloat16 or float16.")] = "float32",
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Use that memory format.")] = False,
+    seconds: Annotated[float, typer.Option(metavar="S", help="How long to measure.")] = 4.0,
+    show: Annotated[str | None, typer.Option(metavar="FIG.png", help="Draw every pooling before and after.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a PyTorch model before and after anypool.torch: each pooling, the whole model, its memory."""
+    size = arguments.sizes("--shape", shape)
+    sizes = size if isinstance(size, tuple) else (size,)
+    if len(sizes) not in (3, 4, 5):
+        raise InputError(f"--shape must be a batch, channels and 1 to 3 sizes, got {shape}")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"--dtype must be float32, bfloat16 or float16, got {dtype}")
+    figure = None if show is None else files.check_output(show, "--show", FIGURES)
+    if figure is not None:
+        files.need("matplotlib", "matplotlib")
+    files.need("torch", "torch", extra="torch")
+    import torch
+
+    from anypool.cli import models
+
+    net = models.load(model).to(getattr(torch, dtype))
+    x = torch.randn(sizes).to(getattr(torch, dtype))
+    if channels_last:
+        if len(sizes) != 4:
+            raise InputError(f"--channels-last needs a --shape of four sizes, got {shape}")
+        net, x = (a.to(memory_format=torch.channels_last) for a in (net, x))
+    try:
+        found = models.compare(model, net, x, seconds)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        raise InputError(f"MODEL {model} fails on {shape} {dtype}: {str(error).splitlines()[0]}") from None
+    if figure is not None:
+        with files.replacing(figure) as (written,):
+            models.picture(found, written, figure.suffix[1:].replace("jpg", "jpeg"))
+    typer.echo(json.dumps(found.to_dict(), allow_nan=False) if as_json else str(found))
 
 
 def _outputs(source: str, target: str, show: str | None) -> tuple[Path, Path | None]:

@@ -74,12 +74,12 @@ class Source:
         return self.mode is not None
 
 
-def need(module: str, package: str) -> None:
+def need(module: str, package: str, extra: str = "cli") -> None:
     """Refuse with the extra's name when an optional package is missing."""
     try:
         __import__(module)
     except ImportError:
-        raise InputError(f'{package} is not installed: pip install "anypool[cli]"') from None
+        raise InputError(f'{package} is not installed: pip install "anypool[{extra}]"') from None
 
 
 def split_member(text: str) -> tuple[Path, str | None]:

@@ -6,7 +6,6 @@ full: which axes, and every size for every axis. Sizes may be symbolic.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -104,8 +103,9 @@ def _largest_bin(n: int, out: int) -> int:
     if out == 0:
         return n
     whole, rest = n // out, n % out
-    # i * rest runs through the multiples of the divisor that rest and out share: it comes that close to the next one.
-    return whole + (0 if rest == 0 else 1 if rest == math.gcd(rest, out) else 2)
+    # i * rest runs through the multiples of the greatest common divisor of rest and out: the closest to the next one is
+    # so far from it, and only if rest reaches farther does a bin see one more.
+    return whole + (0 if rest == 0 else 1 if out % rest == 0 else 2)
 
 
 def spec_of(what: Description, shape: Sequence[Any], where: str) -> Spec:
