@@ -43,8 +43,9 @@ BATCHES = (8, 1)
 DTYPES = ("float32", "bfloat16")
 FORMATS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}
 PICTURE = "pictures/models.png"
-ABOUT = """What one line changes: `anypool.torch.accelerate(model)` for the modules, and `anypool.torch.install()` for networks
-that call functions (Inception v3, DenseNet-121). Written by `python -m benchmarks.models`; see there for what it needs.
+ABOUT = """What one line changes: `anypool.torch.accelerate(model)` for the modules, `anypool.torch.install()` for networks
+that call functions (Inception v3, DenseNet-121). `python -m benchmarks.models` writes this page; see there for what it
+needs.
 
 Networks of torchvision with random weights, in evaluation mode and `torch.inference_mode`. Both states of one network
 run in turn, again and again; times are medians. *of it pooling* is the part of the whole model's time that all its
@@ -79,8 +80,9 @@ def measured(names: list[str], seconds: float) -> list[dict[str, Any]]:
             x = torch.randn(batch, 3, pixels, pixels).to(kind).contiguous(memory_format=layout)
             quiet()
             result = compare(name, model, x, seconds)
-            found.append(result.to_dict() | {"memory_format": form, "share": {
-                s: result.share(s) for s in (BEFORE, AFTER)}, "pooling": {s: result.pooling(s) for s in (BEFORE, AFTER)}})  # fmt: skip
+            sums = {"share": result.share, "pooling": result.pooling}
+            both = {name: {s: of(s) for s in (BEFORE, AFTER)} for name, of in sums.items()}
+            found.append(result.to_dict() | {"memory_format": form} | both)
             print(line(found[-1]), flush=True)
             plain = plain.float()
     return found

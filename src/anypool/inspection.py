@@ -144,11 +144,8 @@ def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Explan
     call = _call_of(fn, x, args, kwargs)
     array: Any = call.x
     if is_tensor(array):
-        from anypool.tensors.spec import memory
-
         backend, description, notes = tensors().plan_of(array, call.what)
-        array = memory(array.shape, (), array.dtype)
-        problem = resolve(array, call.what)
+        array, problem = tensors().problem_of(array, call.what)
     else:
         problem = resolve(array, call.what)
         chosen, notes = select(problem.job, array)

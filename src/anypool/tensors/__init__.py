@@ -18,13 +18,13 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from anypool import operation
 from anypool.backends import native
 from anypool.backends import torch as reference
-from anypool.operation import Description, resolve
+from anypool.operation import Description, Problem, resolve
 from anypool.operation import overlap as _overlap
 from anypool.tensors import autograd, kernels
 from anypool.tensors.codes import flat_indices
 from anypool.tensors.plain import PLAIN
 from anypool.tensors.pytorch import ORIGINALS, Own, own
-from anypool.tensors.spec import NUMPY, TORCH, Spec, channels_last, memory, memory_format, memory_of, spec_of
+from anypool.tensors.spec import NUMPY, TORCH, Memory, Spec, channels_last, memory, memory_format, memory_of, spec_of
 
 _keys = torch._C._dispatch_keys
 _modes = torch._C._len_torch_dispatch_stack
@@ -42,9 +42,7 @@ class Call:
 
     def __init__(self, x: torch.Tensor, what: Description) -> None:
         at = memory_of(x)
-        if what.dtype in NUMPY:
-            what = what._replace(dtype=NUMPY[what.dtype])
-        self.what = what
+        self.what = what = _with_numpy_dtype(what)
         problem = resolve(at, what)  # type: ignore[arg-type]  # says what is wrong, in the caller's words
         self.spec, self.absolute = _without_absolute(spec_of(what, at.shape, f"x: {at.shape}"))
         self.indices = problem.return_indices
@@ -59,6 +57,11 @@ class Call:
             self.plan = kernels.forward(x, self.spec, "index" if self.indices else None)
             self.coded = kernels.forward(x, self.spec, "offset") if selects else self.plan  # what a gradient needs
             self.strides = tuple(s for a, s in enumerate(self.plan.strides) if a not in problem.squeeze)
+
+
+def _with_numpy_dtype(what: Description) -> Description:
+    """Return the description with NumPy's word for a dtype of PyTorch's."""
+    return what._replace(dtype=NUMPY[what.dtype]) if what.dtype in NUMPY else what
 
 
 def _without_absolute(spec: Spec) -> tuple[Spec, bool]:
@@ -205,12 +208,17 @@ def _composed(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
     return run(wide.abs(), call.what._replace(reduction="max", parameter=None, signed=False), out)
 
 
+def _elsewhere(x: torch.Tensor) -> bool:
+    """Whether x is on a device that we have no kernels for; fake and meta tensors have an operator."""
+    return x.device.type not in ("cpu", "meta")
+
+
 def _watched(x: torch.Tensor, what: Description, out: torch.Tensor | None) -> Any:
     """Pool a tensor that is no plain memory, or that somebody watches."""
     theirs = own(x, what, out)
     tracing = torch._C._get_tracing_state() is not None
     unusual = x.layout is not torch.strided or x.is_nested or x.is_quantized
-    elsewhere = x.device.type not in ("cpu", "meta")
+    elsewhere = _elsewhere(x)
     if unusual or elsewhere or tracing:
         if isinstance(theirs, Own):
             return theirs(x)
@@ -225,8 +233,14 @@ def _watched(x: torch.Tensor, what: Description, out: torch.Tensor | None) -> An
     return _operators(x, what, f"x: {tuple(x.shape)}")
 
 
+def problem_of(x: torch.Tensor, what: Description) -> tuple[Memory, Problem]:
+    """Return the resolved problem, and what it is resolved for."""
+    at = memory(tuple(x.shape), (), x.dtype)
+    return at, resolve(at, _with_numpy_dtype(what))  # type: ignore[arg-type]
+
+
 def _in_torch_operations(x: torch.Tensor, what: Description) -> Any:
-    problem = resolve(memory(x.shape, (), x.dtype), what)  # type: ignore[arg-type]
+    _, problem = problem_of(x, what)
     y, indices = reference.run(problem.job, x)
     form = memory_format(y.ndim, channels_last(x))
     results = [t.contiguous(memory_format=form) for t in (y, indices) if t is not None]
@@ -326,8 +340,8 @@ def plan_of(x: torch.Tensor, what: Description) -> tuple[str, dict[str, Any], li
         return "torch", {"kernel": "torch operations", "isa": device, "threads": torch.get_num_threads()}, reasons
     reasons = [f"native: no kernels for {'device ' + device if device != 'cpu' else 'such a tensor'}"]
     theirs = own(x, what)
-    if isinstance(theirs, Own) and device not in ("cpu", "meta"):
+    if isinstance(theirs, Own) and _elsewhere(x):
         return "pytorch", {"kernel": f"torch.nn.functional.{theirs.name}", "isa": device, "threads": 0}, reasons
-    if device in ("cpu", "meta"):
+    if not _elsewhere(x):
         return "operator", {"kernel": "torch.ops.anypool.pool", "isa": device, "threads": 0}, reasons
     return "torch", {"kernel": "torch operations", "isa": device, "threads": 0}, [*reasons, f"pytorch: {theirs}"]
