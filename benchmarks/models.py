@@ -43,14 +43,15 @@ BATCHES = (8, 1)
 DTYPES = ("float32", "bfloat16")
 FORMATS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}
 PICTURE = "pictures/models.png"
-ABOUT = """What one line changes: `anypool.torch.accelerate(model)` for the modules, `anypool.torch.install()` for networks
-that call functions (Inception v3, DenseNet-121). `python -m benchmarks.models` writes this page; see there for what it
-needs.
+ABOUT = """What one line changes: `anypool.torch.accelerate(model)` for the modules, `anypool.torch.install()` for
+networks that call functions (Inception v3, DenseNet-121). `python -m benchmarks.models` writes this page; see there for
+what it needs.
 
 Networks of torchvision with random weights, in evaluation mode and `torch.inference_mode`. Both states of one network
-run in turn, again and again; times are medians. *of it pooling* is the part of the whole model's time that all its
-poolings take, measured in runs of their own. *saved* is what autograd keeps for a backward pass, without the
-parameters. *difference* is the largest of the outputs, as a part of the largest output.
+run in turn, again and again; times are the shortest, as whatever else a machine does only adds to them. *of it pooling*
+is the part of the whole model's time that all its poolings take, measured in runs of their own. *saved* is what
+autograd keeps for a backward pass, without the parameters. *difference* is the largest of the outputs, as a part of the
+largest output.
 """
 
 
