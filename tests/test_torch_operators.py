@@ -251,6 +251,17 @@ def test_jit_trace_takes_pytorchs_operator():
     assert torch.equal(traced(x * 2), ap.max_pool2d(x * 2, 2))
 
 
+def test_fx_trace():
+    """A symbolic trace of a swapped model holds the calls, and runs."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.MaxPool2d(2), torch.nn.AdaptiveAvgPool2d(1))
+    x = torch.randn(2, 3, 10, 10)
+    expected = model(x)
+    ap.torch.accelerate(model)
+    graph = torch.fx.symbolic_trace(model)
+    assert "Description" in graph.code
+    torch.testing.assert_close(graph(x), expected)
+
+
 def test_fake_and_meta_tensors():
     """Shapes, dtypes and strides without memory; the errors of real tensors."""
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -219,6 +219,32 @@ def test_subclasses_and_modes_are_asked():
         assert ap.max_pool2d(torch.randn(1, 2, 6, 6), 2).shape == (1, 2, 3, 3)
 
 
+def test_classes_that_wrap_tensors():
+    """One that knows PyTorch's operators gets those; what PyTorch has not gets ours."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    a, b = data(2), data(2, seed=1)
+    both = ap.max_pool2d(TwoTensor(a, b), 2)
+    assert type(both) is TwoTensor
+    assert torch.equal(both.b, F.max_pool2d(b, 2))
+    assert torch.equal(ap.pool(TwoTensor(a, b), "min", (2, 2)).a, -F.max_pool2d(-a, 2))
+
+
+def test_a_backend_that_is_asked_for():
+    """What was planned without the choice does not serve with it."""
+    from anypool import backends
+
+    x = data(2)
+    expected = ap.max_pool2d(x, 2)
+    with backends.use("reference"):
+        assert ap.explain(ap.max_pool2d, x, 2).backend == "torch"
+        assert torch.equal(ap.max_pool2d(x, 2), expected)
+        assert "reference" not in str(ap.explain(ap.max_pool2d, x, 2).notes)
+    with backends.use("native"), pytest.raises(NotImplementedError, match="more than 3 pooled axes"):
+        ap.pool(torch.zeros(2, 2, 2, 2), "max", 2)
+    assert ap.explain(ap.max_pool2d, x, 2).backend == "native"
+
+
 def test_out():
     x = data(2)
     expected, out = ap.max_pool2d(x, 2), torch.empty(2, 5, 6, 5)

@@ -117,9 +117,9 @@ def as_array(x: Any) -> Array:
 
 
 def is_tensor(x: Any) -> bool:
-    """Return whether x is a PyTorch tensor; PyTorch is never imported for that."""
+    """Return whether x is a PyTorch tensor, or stands for one in a graph; PyTorch is never imported for that."""
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
+    return torch is not None and (isinstance(x, torch.Tensor) or hasattr(type(x), "__torch_function__"))
 
 
 def regular(a: Array) -> bool:

@@ -122,10 +122,15 @@ def _wanted() -> str:
     return name
 
 
+def asked_for() -> str:
+    """Return the backend that was chosen explicitly, if one was: a plan made without it must not serve with it."""
+    return _forced.get() or _wanted()
+
+
 def select(job: Pass, x: Array) -> tuple[Backend, list[str]]:
     """Return the first backend that supports the job, and why those before it do not."""
     known = registry()
-    forced = _forced.get() or _wanted()
+    forced = asked_for()
     if forced:
         if reason := known[forced].supports(job, x):
             raise NotImplementedError(f"the {forced} backend cannot run this: {reason}")

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from anypool import operation
-from anypool.backends import native
+from anypool.backends import asked_for, native
 from anypool.backends import torch as reference
 from anypool.operation import Description, Problem, resolve
 from anypool.operation import overlap as _overlap
@@ -101,7 +102,7 @@ def quick(build: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         rest = marshal.dumps((args[1:], kwargs) if kwargs else args[1:], 2)
     except ValueError:  # a torch.Size, a dtype
         return NotImplemented
-    key = (build, x.shape, x.stride(), x.dtype, rest)
+    key = (build, x.shape, x.stride(), x.dtype, rest, asked_for())
     call = _calls.get(key)
     if call is None:
         call = _remember(key, Call(x, build(*args, **kwargs).what))
@@ -143,7 +144,7 @@ def run(x: torch.Tensor, what: Description, out: torch.Tensor | None = None) -> 
         return _watched(x, what, out)
     try:
         named = what if what.dtype is None else what._replace(dtype=str(what.dtype))
-        key = (None, x.shape, x.stride(), x.dtype, marshal.dumps(tuple(named), 2))
+        key = (None, x.shape, x.stride(), x.dtype, marshal.dumps(tuple(named), 2), asked_for())
     except ValueError:
         return _pooled(x, Call(x, what), out)
     return _pooled(x, _calls.get(key) or _remember(key, Call(x, what)), out)
@@ -187,10 +188,12 @@ def _into(x: torch.Tensor, call: Call, out: torch.Tensor) -> Any:
         raise ValueError(f"out must not require a gradient (x: {tuple(x.shape)})")
     if torch._debug_has_internal_overlap(out) == 1 or _overlap(_as_numpy(x), _as_numpy(out)):
         raise ValueError(f"out must not overlap x or itself (x: {tuple(x.shape)})")
-    result = _plainly(x, call)
     if call.indices:
-        return out.copy_(result[0]), result[1]
-    return out.copy_(result)
+        y, indices = _plainly(x, call)
+        return out.copy_(y), indices
+    if out.stride() == call.plan.strides and not out.data_ptr() % out.element_size():
+        return call.plan(x, out)
+    return out.copy_(_plainly(x, call))
 
 
 def _as_numpy(x: torch.Tensor) -> Any:
@@ -219,7 +222,7 @@ def _watched(x: torch.Tensor, what: Description, out: torch.Tensor | None) -> An
     tracing = torch._C._get_tracing_state() is not None
     unusual = x.layout is not torch.strided or x.is_nested or x.is_quantized
     elsewhere = _elsewhere(x)
-    if unusual or elsewhere or tracing:
+    if unusual or elsewhere or tracing or is_traceable_wrapper_subclass(x):  # a class that knows PyTorch's operators
         if isinstance(theirs, Own):
             return theirs(x)
         if unusual:

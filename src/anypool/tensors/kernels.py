@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from anypool.backends import Pass, select
+from anypool.backends import Pass, asked_for, select
 from anypool.backends import torch as reference
 from anypool.backends.native import recipe_for
 from anypool.tensors.codes import scatter
@@ -74,7 +74,7 @@ class Forward:
         address = x.data_ptr()
         if address & self.mask:
             x = x.clone(memory_format=torch.preserve_format)
-            return self.spec_again(x)(x, y)
+            return self.for_aligned(x)(x, y)
         self.recipe.run(address, y.data_ptr())
         return y
 
@@ -88,11 +88,11 @@ class Forward:
         address = x.data_ptr()
         if address & self.mask:
             x = x.clone(memory_format=torch.preserve_format)
-            return self.spec_again(x).with_codes(x)
+            return self.for_aligned(x).with_codes(x)
         self.recipe.run(address, y.data_ptr(), codes.data_ptr())
         return y, codes
 
-    def spec_again(self, x: torch.Tensor) -> Forward:
+    def for_aligned(self, x: torch.Tensor) -> Forward:
         """Return the same pass for an aligned copy, which may lie otherwise."""
         return Forward(x, self.spec, self.job.codes)
 
@@ -101,6 +101,7 @@ _known: dict[Hashable, Any] = {}
 
 
 def _remember(key: Hashable, make: Callable[[], Any]) -> Any:
+    key = (key, asked_for())
     found = _known.get(key)
     if found is None:
         if len(_known) >= 1024:

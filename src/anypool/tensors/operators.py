@@ -98,7 +98,9 @@ def _any_size(spec: Spec) -> Spec:
 
 
 def _code_dtype(taps: int) -> Any:
-    return torch.uint8 if taps <= 255 else torch.uint16 if taps <= 65535 else torch.int32
+    if taps <= 65535:
+        return torch.uint8 if taps <= 255 else torch.uint16
+    return torch.int32 if taps < 2**31 else torch.int64
 
 
 # ---- one operator: arguments as the dispatcher gives them to what a kernel takes -------------------------------------
