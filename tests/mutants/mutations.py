@@ -27,6 +27,9 @@ class Mutation:
 WINDOWS = "anypool/windows.py"
 REDUCTIONS = "anypool/reductions.py"
 OPERATION = "anypool/operation.py"
+SPEC = "anypool/tensors/spec.py"
+CODES = "anypool/tensors/codes.py"
+IN_TORCH = "anypool/backends/torch.py"
 
 NAMED = ("tests/test_against_oracle.py::test_named_functions",)
 ADAPTIVE = ("tests/test_against_oracle.py::test_adaptive",)
@@ -35,6 +38,10 @@ EMPTY = ("tests/test_against_oracle.py::test_windows[reference-max-1-channels_fi
 ARGUMENTS = ("tests/test_arguments.py::test_bad_argument",)
 HALVES = ("tests/test_against_oracle.py::test_dtypes[native-mean-2-channels_first]",)
 DTYPES = ("tests/test_against_oracle.py::test_dtypes[native-sum-1-channels_first]",)
+WINNERS = ("tests/test_torch_tensors.py::test_indices_like_pytorch",)
+TORCH_AGREES = ("tests/test_torch_tensors.py::test_torch_backend_agrees",)
+TRANSFORMS = ("tests/test_torch_operators.py::test_transforms[max]",)
+LP_AT_ZERO = ("tests/test_torch_operators.py::test_gradients_where_lp_is_zero",)
 GRADIENTS = tuple(
     f"tests/test_against_oracle.py::test_gradients[{backend}-{reduction}-2-channels_first]"
     for backend in ("reference", "native")
@@ -42,6 +49,13 @@ GRADIENTS = tuple(
 )
 
 MUTATIONS = (
+    Mutation("the largest adaptive bin too small", SPEC, "1 if out % rest == 0 else 2", "1 if rest else 2", WINNERS),
+    Mutation("winners forget dilation", CODES, "* i], spec.dilation[i]", "* i], 1", WINNERS),
+    Mutation("vmap pools the wrong axes", SPEC, "tuple(a + 1 for a in self.axes)", "self.axes", TRANSFORMS),
+    Mutation("lp steep at 0", IN_TORCH, "torch.where(zero, 0.0, torch.where(zero, 1.0, x) ** p)", "x**p", LP_AT_ZERO),
+    Mutation("the first NaN wins", IN_TORCH, "!= values, t, -1).amax", "!= values, t, -1).amin", TORCH_AGREES),
+    Mutation("padding wins", IN_TORCH, "(values == values.amax(-1, keepdim=True)) & inside",
+             "values == values.amax(-1, keepdim=True)", TORCH_AGREES),
     Mutation(
         "wrong divisor: low padding instead of high", WINDOWS,
         "(self.n_in + self.pad_hi - 1 - start)", "(self.n_in + self.pad - 1 - start)",
