@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -28,6 +29,9 @@ MODULES = [
 
 def run_block(source: str, where: str, names: dict) -> None:
     """Run a session (`>>>`) as a doctest and anything else as a script, in one namespace."""
+    for name in re.findall(r"\w+", " ".join(re.findall(r"^(?:>>> )?import (.*)", source, re.MULTILINE))):
+        if name in OPTIONAL and importlib.util.find_spec(name) is None:  # a doctest would only call it a failure
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     if ">>>" not in source:
         exec(compile(source, where, "exec"), names)
         return
