@@ -25,6 +25,7 @@ from anypool.functional import (
     pool,
 )
 from anypool.inspection import explain, vjp
+from anypool.tokens import pool_tokens
 from anypool.unpooling import max_unpool1d, max_unpool2d, max_unpool3d
 
 
@@ -62,5 +63,6 @@ __all__ = [
     "max_unpool2d",
     "max_unpool3d",
     "pool",
+    "pool_tokens",
     "vjp",
 ]

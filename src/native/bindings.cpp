@@ -5,6 +5,7 @@
 
 #include "dispatch.hpp"
 #include "threads.hpp"
+#include "token_bindings.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -56,6 +57,7 @@ void* data_of(nb::handle array) {
 NB_MODULE(_native, m) {
   // PyTorch's operator registry and its autograd graphs may outlive the interpreter's last look for leaks.
   nb::set_leak_warnings(false);
+  bind_tokens(m);
   nb::class_<anypool::Recipe>(m, "Recipe")
       .def(
           "__init__",

@@ -1,0 +1,74 @@
+// The order of summation of tokens: chunks of kChunk are added one token after the other, chunks as a balanced tree. It is
+// a function of an output's tokens alone: neither where they lie nor who adds them up enters.
+#pragma once
+#include "token_rows.hpp"
+
+namespace anypool {
+namespace {
+
+// The tree as a binary counter: level k holds the state of 2^k chunks, or of pieces that are as large as each other.
+class Tree {
+  char* level_[64];
+  char* spare_;
+  i64 n_ = 0;
+
+ public:
+  Tree(Arena& arena, i64 state_bytes, i64 items) {
+    int levels = 1;
+    while ((i64(1) << levels) <= items) ++levels;
+    for (int k = 0; k <= levels; ++k) level_[k] = arena.take(state_bytes);
+    spare_ = arena.take(state_bytes);
+  }
+  void clear() { n_ = 0; }
+  char* spare() { return spare_; }
+  // Add the state in spare(); merge(left, right) leaves the two together in `right`.
+  template <class M>
+  void push(M&& merge) {
+    int k = 0;
+    for (; (n_ >> k) & 1; ++k) merge(level_[k], spare_);
+    char* free = level_[k];
+    level_[k] = spare_, spare_ = free, ++n_;
+  }
+  // Everything so far, and then what is in `last`, if it is not null.
+  template <class M>
+  char* fold(M&& merge, char* last = nullptr) {
+    for (int k = 0; (n_ >> k) > 0; ++k) {
+      if (!((n_ >> k) & 1)) continue;
+      if (last)
+        merge(level_[k], last);
+      else
+        last = level_[k];
+    }
+    return last;
+  }
+};
+
+inline i64 chunks_of(i64 tokens) { return (tokens + kChunk - 1) / kChunk; }
+
+// Machine: Reader reader; chunk(state, n, ordinal); merge(left, right); state_bytes.
+template <class Machine>
+char* fold_tokens(Machine& m, Tree& tree, i64 output, i64 first, i64 count) {
+  const auto merge = [&](const char* l, char* r) { m.merge(l, r); };
+  tree.clear();
+  m.seek(output, first);
+  for (i64 done = 0; done < count; done += kChunk) {
+    m.chunk(tree.spare(), lower(kChunk, count - done), first + done);
+    tree.push(merge);
+  }
+  return tree.fold(merge);
+}
+// The pieces of one output, all of piece_tokens but the last.
+template <class Machine>
+char* fold_pieces(Machine& m, Tree& tree, i64 tokens, i64 pieces, i64 piece_tokens, char* partials, i64 bytes) {
+  const auto merge = [&](const char* l, char* r) { m.merge(l, r); };
+  tree.clear();
+  const bool full = chunks_of(tokens - (pieces - 1) * piece_tokens) == chunks_of(piece_tokens);
+  for (i64 i = 0; i < pieces - !full; ++i) {
+    __builtin_memcpy(tree.spare(), partials + i * bytes, size_t(bytes));
+    tree.push(merge);
+  }
+  return tree.fold(merge, full ? nullptr : partials + (pieces - 1) * bytes);
+}
+
+}  // namespace
+}  // namespace anypool
