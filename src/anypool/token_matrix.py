@@ -64,7 +64,7 @@ class Matrix:
             self._part(int(runs.part[r]))[runs.start[r] : runs.start[r] + runs.count[r]]
             for r in range(runs.bounds[output], runs.bounds[output + 1])
         ]
-        return np.concatenate(found) if found else np.empty((0, self.dim), self.dtype)
+        return np.ascontiguousarray(np.concatenate(found)) if found else np.empty((0, self.dim), self.dtype)
 
     def _part(self, i: int) -> Array:
         if isinstance(self.kept, list):

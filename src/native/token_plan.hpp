@@ -5,8 +5,8 @@
 
 namespace anypool {
 
-// What is kept of the tokens seen so far. `moments` are sums of distances from an output's first token and of their
-// squares; `exponentials` a maximum and the sum of exp(x - maximum).
+// What is kept of the tokens seen so far. `moments` are a mean and the sum of squared distances to it; `exponentials` a
+// maximum and the sum of exp(x - maximum).
 enum class Keep : int32_t {
   sum,
   positions,  // tokens weighted by their place in the row, 1, 2, ...

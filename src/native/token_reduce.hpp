@@ -103,9 +103,8 @@ class Reducer {
   i64 column_, n_;
   Arena arena_;
   Reader<T> reader_;
-  double* shift_;  // an output's first token
-  double* line_;
-  bool reads_ = false, shifts_ = false;
+  double *line_, *shift_;  // rows to work in
+  bool reads_ = false;
 
  public:
   const i64 state_bytes;
@@ -117,17 +116,10 @@ class Reducer {
     shift_ = arena_.take_array<double>(width);
     line_ = arena_.take_array<double>(width);
     reads_ = p.n_terms > 0;
-    for (int t = 0; t < p.n_terms; ++t)
-      shifts_ |= p.term[t].keep == Keep::moments || p.term[t].keep == Keep::weighted_moments;
   }
   Arena& arena() { return arena_; }
 
   void seek(i64 output, i64 first) {
-    if (shifts_) {
-      reader_.seek(output, 0);
-      reader_.next(1);
-      over_row<double>(reader_.row[0], n_, [&](i64 c, auto v, auto) { put(shift_ + c, v); });
-    }
     reader_.seek(output, first);
     skipped_ = p_.skipped ? p_.skipped[output] : 0;
   }
@@ -198,15 +190,28 @@ class Reducer {
  private:
   i64 skipped_ = 0;
 
+  // a = the rows merged one after the other; four are taken at a time, so that `a` is read and written less often.
+  template <class V, class Lift, class M>
+  void merge_rows(V* a, i64 n, Lift&& lift, M&& merge) {
+    over_row<V>(reader_.row[0], n_, [&](i64 c, auto v, auto k) { put(a + c, lift(v, k, 0)); });
+    i64 i = 1;
+    for (; i + 4 <= n; i += 4)
+      over_four_rows<V>(reader_.row + i, n_, [&](i64 c, auto v0, auto v1, auto v2, auto v3, auto k) {
+        auto s = merge(at(a + c, k), lift(v0, k, i));
+        s = merge(s, lift(v1, k, i + 1));
+        s = merge(s, lift(v2, k, i + 2));
+        put(a + c, merge(s, lift(v3, k, i + 3)));
+      });
+    for (; i < n; ++i)
+      over_row<V>(reader_.row[i], n_, [&](i64 c, auto v, auto k) { put(a + c, merge(at(a + c, k), lift(v, k, i))); });
+  }
+  static constexpr auto kAdd = [](auto l, auto r) { return l + r; };
+  static constexpr auto kAsIs = [](auto v, auto, i64) { return v; };
   template <class W>
   void add_rows(A* a, i64 n, W&& weight) {
-    for (i64 i = 0; i < n; ++i) {
-      const A w = A(weight(i));
-      if (i == 0)
-        over_row<A>(reader_.row[i], n_, [&](i64 c, auto v, auto) { put(a + c, v * w); });
-      else
-        over_row<A>(reader_.row[i], n_, [&](i64 c, auto v, auto k) { put(a + c, at(a + c, k) + v * w); });
-    }
+    A w[kChunk];
+    for (i64 i = 0; i < n; ++i) w[i] = A(weight(i));
+    merge_rows(a, n, [&](auto v, auto, i64 i) { return v * w[i]; }, kAdd);
   }
   template <class Better, bool Magnitude>
   void select_rows(Kept<A> s, bool winners, i64 n, i64 ordinal) {
@@ -217,61 +222,63 @@ class Reducer {
       else
         return v;
     };
+    if (!winners)
+      return merge_rows(s.a, n, [&](auto v, auto k, i64) { return lifted(v, k); },
+                        [](auto l, auto r) { return Better::best(l, r); });
     over_row<A>(reader_.row[0], n_, [&](i64 c, auto v, auto k) { put(s.a + c, lifted(v, k)); });
-    if (winners)
-      for (i64 c = 0; c < n_; ++c) s.winner[c] = int32_t(ordinal);
-    for (i64 i = 1; i < n; ++i) {
-      if (winners)
-        over_row<A>(reader_.row[i], n_, [&](i64 c, auto v, auto k) {
-          constexpr int L = decltype(k)::n;
-          select<Better, A, L>(s.a + c, s.winner + c, lifted(v, k), Vec<int32_t, L>{} + int32_t(ordinal + i), k);
-        });
-      else
-        over_row<A>(reader_.row[i], n_, [&](i64 c, auto v, auto k) {
-          put(s.a + c, Better::best(at(s.a + c, k), lifted(v, k)));
-        });
-    }
+    for (i64 c = 0; c < n_; ++c) s.winner[c] = int32_t(ordinal);
+    for (i64 i = 1; i < n; ++i)
+      over_row<A>(reader_.row[i], n_, [&](i64 c, auto v, auto k) {
+        constexpr int L = decltype(k)::n;
+        select<Better, A, L>(s.a + c, s.winner + c, lifted(v, k), Vec<int32_t, L>{} + int32_t(ordinal + i), k);
+      });
   }
-  template <class W>
+  // Mean and sum of squared distances of a chunk, from sums of distances to its first token: of no more than kChunk
+  // distances one is at least as large as that to the mean, so the subtraction below loses few bits.
+  template <bool Weighted, class W>
   void moment_rows(Kept<A> s, i64 n, W&& weight) {
-    for (i64 i = 0; i < n; ++i) {
-      const double w = weight(i);
-      over_row<double>(reader_.row[i], n_, [&](i64 c, auto v, auto k) {
-        const auto d = v - at(shift_ + c, k);
-        const auto first = d * w, second = first * d;
-        put(s.b + c, i ? at(s.b + c, k) + first : first);
-        put(s.c + c, i ? at(s.c + c, k) + second : second);
+    A *first = static_cast<A*>(static_cast<void*>(line_)), *second = static_cast<A*>(static_cast<void*>(shift_));
+    for (i64 c = 0; c < n_; ++c) first[c] = 0, second[c] = 0;
+    for (i64 i = 1; i < n; ++i) {
+      const T* origin = reader_.row[0];
+      const A w = A(weight(i));
+      over_row<A>(reader_.row[i], n_, [&](i64 c, auto v, auto k) {
+        constexpr int L = decltype(k)::n;
+        const auto d = v - load_as<T, A, L>(origin + c);
+        const auto wd = Weighted ? d * w : d;
+        put(first + c, at(first + c, k) + wd);
+        put(second + c, at(second + c, k) + wd * d);
       });
     }
-  }
-  template <class F>
-  void lifted_rows(double* b, i64 n, F&& lift) {
-    for (i64 i = 0; i < n; ++i)
-      over_row<double>(reader_.row[i], n_, [&](i64 c, auto v, auto k) {
-        const auto power = lift(v, k);
-        put(b + c, i ? at(b + c, k) + power : power);
-      });
+    const double by = *s.weight == 0 ? 0 : 1 / *s.weight;
+    over_row<double>(reader_.row[0], n_, [&](i64 c, auto origin, auto k) {
+      constexpr int L = decltype(k)::n;
+      const auto sum = load_as<A, double, L>(first + c), shift = sum * by;
+      put(s.b + c, origin + shift);
+      put(s.c + c, load_as<A, double, L>(second + c) - sum * shift);
+    });
   }
   void power_rows(const TokenTerm& t, double* b, i64 n) {
     const double eps = t.eps, p = t.p;
     const bool clamp = t.keep == Keep::clamped;
-    const auto base = [=](auto v, auto k) {
+    const auto base = [=](auto v, auto k, i64) {
       constexpr int L = decltype(k)::n;
       using V = Vec<double, L>;
       return V(clamp ? (v < eps ? V{} + eps : v) : magnitude<double, L>(v));
     };
-    if (p == 1) return lifted_rows(b, n, base);
-    if (p == 2) return lifted_rows(b, n, [=](auto v, auto k) { return base(v, k) * base(v, k); });
-    if (p == 3) return lifted_rows(b, n, [=](auto v, auto k) { return base(v, k) * base(v, k) * base(v, k); });
-    lifted_rows(b, n, [=](auto v, auto k) {
+    if (p == 1) return merge_rows(b, n, base, kAdd);
+    if (p == 2) return merge_rows(b, n, [=](auto v, auto k, i64) { return base(v, k, 0) * base(v, k, 0); }, kAdd);
+    if (p == 3) return merge_rows(b, n, [=](auto v, auto k, i64) { return base(v, k, 0) * base(v, k, 0) * base(v, k, 0); }, kAdd);
+    const auto raise = [=](auto v, auto k, i64) {
       constexpr int L = decltype(k)::n;
-      auto u = base(v, k);
+      auto u = base(v, k, 0);
       if constexpr (L == 1)
         u = pow(u, p);
       else
         for (int i = 0; i < L; ++i) u[i] = pow(u[i], p);
       return u;
-    });
+    };
+    merge_rows(b, n, raise, kAdd);
   }
   void exponential_rows(Kept<A> s, i64 n, double r) {
     for (i64 i = 0; i < n; ++i)
@@ -295,18 +302,14 @@ class Reducer {
       return sum;
     };
     switch (t.keep) {
-      case Keep::sum:
-        over_row<A>(reader_.row[0], n_, [&](i64 c, auto v, auto) { put(s.a + c, v); });
-        for (i64 i = 1; i < n; ++i)
-          over_row<A>(reader_.row[i], n_, [&](i64 c, auto v, auto k) { put(s.a + c, at(s.a + c, k) + v); });
-        return;
+      case Keep::sum: return merge_rows(s.a, n, kAsIs, kAdd);
       case Keep::positions: return add_rows(s.a, n, [&](i64 i) { return double(skipped_ + ordinal + i + 1); });
       case Keep::weighted: *s.weight = total(); return add_rows(s.a, n, weight);
       case Keep::max: return select_rows<Max, false>(s, t.winners, n, ordinal);
       case Keep::min: return select_rows<Min, false>(s, t.winners, n, ordinal);
       case Keep::largest: return select_rows<Max, true>(s, t.winners, n, ordinal);
-      case Keep::moments: *s.weight = double(n); return moment_rows(s, n, [](i64) { return 1.0; });
-      case Keep::weighted_moments: *s.weight = total(); return moment_rows(s, n, weight);
+      case Keep::moments: *s.weight = double(n); return moment_rows<false>(s, n, [](i64) { return 1.0; });
+      case Keep::weighted_moments: *s.weight = total(); return moment_rows<true>(s, n, weight);
       case Keep::power:
       case Keep::clamped: return power_rows(t, s.b, n);
       case Keep::exponentials: return exponential_rows(s, n, t.p);
@@ -325,10 +328,7 @@ class Reducer {
       case Keep::largest: return t.winners ? pick<Max>(l, r) : best<Max>(l, r);
       case Keep::min: return t.winners ? pick<Min>(l, r) : best<Min>(l, r);
       case Keep::moments:
-      case Keep::weighted_moments:
-        *r.weight = *l.weight + *r.weight;
-        add(r.c, l.c);
-        [[fallthrough]];
+      case Keep::weighted_moments: return merge_moments(l, r);
       case Keep::power:
       case Keep::clamped: return add(r.b, l.b);
       case Keep::exponentials:
@@ -340,6 +340,16 @@ class Reducer {
           put(r.b + c, top);
         });
     }
+  }
+  void merge_moments(Kept<A> l, Kept<A> r) {
+    const double total = *l.weight + *r.weight, share = total == 0 ? 0 : *r.weight / total;
+    const double between = *l.weight * share;
+    for (i64 c = 0; c < n_; ++c) {
+      const double apart = r.b[c] - l.b[c];
+      r.b[c] = l.b[c] + apart * share;
+      r.c[c] = l.c[c] + r.c[c] + apart * apart * between;
+    }
+    *r.weight = total;
   }
   template <class Better>
   void best(Kept<A> l, Kept<A> r) {
@@ -368,12 +378,14 @@ class Reducer {
         const double before = p_.skipped ? double(p_.skipped[output]) : 0.0;
         return divide(y, s.a, t.keep == Keep::positions ? count * (count + 1) / 2 + before * count : *s.weight);
       }
-      case TokenFinish::deviation:
+      case TokenFinish::deviation: {
+        const double by = 1 / *s.weight;
         for (i64 c = 0; c < n_; ++c) {
-          const double mean = s.b[c] / *s.weight, variance = s.c[c] / *s.weight - mean * mean;
-          line_[c] = sqrt(variance < 0 ? 0 : variance);
+          const double variance = s.c[c] * by;
+          line_[c] = __builtin_sqrt(variance < 0 ? 0 : variance);
         }
         break;
+      }
       case TokenFinish::root:
       case TokenFinish::mean_root: {
         const double by = r.finish == TokenFinish::root ? 1.0 : count;

@@ -29,6 +29,13 @@ ANYPOOL_INLINE Vec<A, L> load_as(const T* p) {
     for (int i = 0; i < L; ++i) v[i] = widen(p[i]);
     return v;
 #else
+#if defined(__AVX512F__)
+  } else if constexpr (kSame<T, f16> && L == 16) {  // in one: what is put together in memory waits for its halves
+    return (Vec<A, L>)_mm512_maskz_cvtph_ps(__mmask16(-1), load<__m256i>(p));
+  } else if constexpr (kSame<T, bf16> && L == 16) {
+    const __m512i bits = _mm512_maskz_cvtepu16_epi32(__mmask16(-1), load<__m256i>(p));
+    return (Vec<A, L>)_mm512_maskz_slli_epi32(__mmask16(-1), bits, 16);
+#endif
   } else if constexpr (kSame<T, f16> && L < 8) {
     Vec<A, L> v;
     for (int i = 0; i < L; ++i) v[i] = widen(p[i]);
@@ -51,6 +58,19 @@ ANYPOOL_INLINE void over_row(const T* x, i64 n, F&& f) {
   i64 c = 0;
   for (; c + L <= n; c += L) f(c, load_as<T, A, L>(x + c), Width<L>{});
   for (; c < n; ++c) f(c, load_as<T, A, 1>(x + c), Width<1>{});
+}
+// The same over four rows that are added up together: f(c, four times elements, how many).
+template <class A, class T, class F>
+ANYPOOL_INLINE void over_four_rows(const T* const* x, i64 n, F&& f) {
+  constexpr int L = kLanes<A>;
+  const T *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
+  i64 c = 0;
+  for (; c + L <= n; c += L)
+    f(c, load_as<T, A, L>(x0 + c), load_as<T, A, L>(x1 + c), load_as<T, A, L>(x2 + c), load_as<T, A, L>(x3 + c),
+      Width<L>{});
+  for (; c < n; ++c)
+    f(c, load_as<T, A, 1>(x0 + c), load_as<T, A, 1>(x1 + c), load_as<T, A, 1>(x2 + c), load_as<T, A, 1>(x3 + c),
+      Width<1>{});
 }
 template <class A, int L>
 ANYPOOL_INLINE Vec<A, L> at(const A* p, Width<L>) {
