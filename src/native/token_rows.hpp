@@ -52,22 +52,31 @@ struct Width {
 };
 // f(c, elements from c on, how many) over a row: vectors, then single elements. Every element is treated alike, so that
 // the length of a vector changes no bit.
+// Meanwhile what lies `ahead` elements further on is fetched, if that is not 0.
 template <class A, class T, class F>
-ANYPOOL_INLINE void over_row(const T* x, i64 n, F&& f) {
+ANYPOOL_INLINE void over_row(const T* x, i64 n, F&& f, i64 ahead = 0) {
   constexpr int L = kLanes<A>;
   i64 c = 0;
-  for (; c + L <= n; c += L) f(c, load_as<T, A, L>(x + c), Width<L>{});
+  for (; c + L <= n; c += L) {
+    if (ahead) __builtin_prefetch(x + c + ahead);
+    f(c, load_as<T, A, L>(x + c), Width<L>{});
+  }
   for (; c < n; ++c) f(c, load_as<T, A, 1>(x + c), Width<1>{});
 }
-// The same over four rows that are added up together: f(c, four times elements, how many).
+// The same over four rows that are added up together: f(c, four times elements, how many). `next`, if not null, is where
+// the reading goes on after them: it is fetched meanwhile, in the order of memory.
 template <class A, class T, class F>
-ANYPOOL_INLINE void over_four_rows(const T* const* x, i64 n, F&& f) {
+ANYPOOL_INLINE void over_four_rows(const T* const* x, i64 n, const T* next, F&& f) {
   constexpr int L = kLanes<A>;
+  constexpr i64 kLine = 64 / i64(sizeof(T));
   const T *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
   i64 c = 0;
-  for (; c + L <= n; c += L)
+  for (; c + L <= n; c += L) {
+    if (next)
+      for (i64 k = 0; k < 4 * L; k += kLine) __builtin_prefetch(next + 4 * c + k);
     f(c, load_as<T, A, L>(x0 + c), load_as<T, A, L>(x1 + c), load_as<T, A, L>(x2 + c), load_as<T, A, L>(x3 + c),
       Width<L>{});
+  }
   for (; c < n; ++c)
     f(c, load_as<T, A, 1>(x0 + c), load_as<T, A, 1>(x1 + c), load_as<T, A, 1>(x2 + c), load_as<T, A, 1>(x3 + c),
       Width<1>{});
