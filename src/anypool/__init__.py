@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from anypool.attention import attention_pool
 from anypool.fractional import fractional_max_pool2d, fractional_max_pool3d
 from anypool.functional import (
     adaptive_avg_pool1d,
@@ -45,6 +46,7 @@ __all__ = [
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
+    "attention_pool",
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",

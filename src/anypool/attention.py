@@ -1,0 +1,200 @@
+"""Attention pooling: a query asks every token of a row how much it counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from anypool.backends import tokens_native, tokens_reference, asked_for
+from anypool.operation import as_array
+from anypool.reductions import is_float
+from anypool.runs import Runs
+from anypool.token_matrix import Matrix, matrix_at, matrix_of
+from anypool.token_reductions import TOKEN_REDUCTIONS, Term, result_dtype
+from anypool.tokens import TokenCall, empty_value, run_call, runs_of, split_like
+
+Array = npt.NDArray[Any]
+_SUM = (Term(TOKEN_REDUCTIONS["sum"]),)
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """A call of `attention_pool`, checked."""
+
+    matrix: Matrix
+    values: Matrix
+    separate: bool
+    runs: Runs
+    query: Array  # (heads, dim), scaled, in the dtype of sums
+    scale: float
+    single: bool  # one query of shape (dim,)
+    empty: float
+    result: np.dtype[Any]
+
+
+def attention_call(x: Any, query: Any, *, values: Any = None, scale: Any = None, empty: Any = math.nan,
+                   dtype: Any = None, **layout: Any) -> AttentionCall:  # fmt: skip
+    """Check the arguments of `attention_pool`; x and values may be matrices already."""
+    matrix = x if isinstance(x, Matrix) else matrix_of(x)
+    where = matrix.where
+    if not is_float(matrix.dtype):
+        raise TypeError(f"attention_pool needs floating-point x, got {matrix.dtype} ({where})")
+    asked = query if isinstance(query, np.ndarray) else as_array(query)
+    if asked.ndim not in (1, 2) or asked.shape[-1] != matrix.dim or asked.shape[0] == 0:
+        raise ValueError(f"query must have shape ({matrix.dim},) or (heads, {matrix.dim}), got {asked.shape} ({where})")
+    if not is_float(asked.dtype):
+        raise TypeError(f"query must be floating-point, got {asked.dtype} ({where})")
+    factor = _scale(scale, matrix.dim, where)
+    other = matrix
+    if values is not None:
+        other = values if isinstance(values, Matrix) else matrix_of(values)
+        if other.leading != matrix.leading or not np.array_equal(other.rows, matrix.rows) or other.dtype != matrix.dtype:
+            raise ValueError(
+                f"values must have a row for each token of x and its dtype {matrix.dtype}, got {other.where} {other.dtype} "
+                f"({where})"
+            )
+    wide = tokens_native.sum_dtype(matrix.dtype)
+    scaled = np.ascontiguousarray(np.atleast_2d(asked).astype(wide) * wide.type(factor))
+    return AttentionCall(matrix, other, values is not None, runs_of(matrix, **layout), scaled, factor, asked.ndim == 1,
+                         empty_value(empty, where), result_dtype(_SUM, matrix.dtype, dtype, where))  # fmt: skip
+
+
+def _scale(scale: Any, dim: int, where: str) -> float:
+    if scale is None:
+        return 1 / math.sqrt(dim)
+    if isinstance(scale, (bool, np.bool_)) or not isinstance(scale, (int, float, np.integer, np.floating)):
+        raise TypeError(f"scale must be a number, got {scale!r} of type {type(scale).__name__} ({where})")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale!r} ({where})")
+    return float(scale)
+
+
+def _natively(call: AttentionCall) -> bool:
+    reason = tokens_native.reason_against(call.matrix, call.runs)
+    wanted = asked_for()
+    if wanted == "native" and reason is not None:
+        raise NotImplementedError(f"the native backend cannot run this: {reason}")
+    return reason is None and wanted != "reference"
+
+
+def attend(call: AttentionCall, dtype: np.dtype[Any] | None = None, logsumexp: Array | None = None) -> Array:
+    """Return the pooled values, ``(outputs, heads, value dim)``."""
+    y = np.empty((len(call.runs.bounds) - 1, len(call.query), call.values.dim), dtype or call.result)
+    module: Any = tokens_native if _natively(call) else tokens_reference
+    module.attend(call.matrix, call.values, call.runs, call.query, call.empty, y, logsumexp)
+    return y
+
+
+def shaped(call: AttentionCall, y: Array) -> Array:
+    """Return the results in the caller's shape: no axis of heads for a single query."""
+    return y.reshape(*call.runs.shape, *y.shape[1 + call.single :])
+
+
+def attention_pool(x: Any, query: Any, *, values: Any = None, scale: float | None = None, mask: Any = None,
+                   lengths: Any = None, side: str = "right", offsets: Any = None, segment_ids: Any = None,
+                   num_segments: int | None = None, spans: Any = None, exclude_prefix: Any = None,
+                   empty: float = math.nan, dtype: Any = None) -> Any:  # fmt: skip
+    """Pool tokens by attention: ``y = Σ softmax(scale · query · x_t) v_t`` over the tokens ``t`` of a row.
+
+    Parameters
+    ----------
+    x : array_like of shape ``(…, L, D)``, or ``(T, D)`` for packed rows, or a list of arrays ``(L_i, D)``
+    query : array_like of shape ``(D,)``, or ``(H, D)`` for several
+    values : array_like of shape ``(…, L, V)``, optional
+        What is summed, a row for each token; default x itself.
+    scale : float, optional
+        Default ``1 / √D``.
+    mask, lengths, side, offsets, segment_ids, num_segments, spans, exclude_prefix, empty, dtype
+        As in `pool_tokens`.
+
+    Returns
+    -------
+    ndarray of shape ``(…, V)``, or ``(…, H, V)`` for several queries
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `pool_tokens`.
+
+    Notes
+    -----
+    Scores, softmax and sum are made in one read of the tokens; scores are never stored. ``vjp(attention_pool, x, query,
+    …)`` gives a pullback that returns the gradients of x and query, and of values if they were given.
+
+    Examples
+    --------
+    >>> import numpy as np, anypool as ap
+    >>> x = np.array([[[0.0, 1.0], [1.0, 0.0], [9.0, 9.0]]])
+    >>> ap.attention_pool(x, np.array([4.0, 0.0]), scale=1.0, lengths=[2]).round(3)
+    array([[0.982, 0.018]])
+    """
+    call = attention_call(x, query, values=values, scale=scale, empty=empty, dtype=dtype, mask=mask, lengths=lengths,
+                          side=side, offsets=offsets, segment_ids=segment_ids, num_segments=num_segments, spans=spans,
+                          exclude_prefix=exclude_prefix)  # fmt: skip
+    return shaped(call, attend(call))
+
+
+def attend_known(call: AttentionCall) -> tuple[Array, Array, Array]:
+    """Return the result, the result before it was rounded to a half, and the logsumexp of the scores."""
+    wide = tokens_native.sum_dtype(call.matrix.dtype)
+    total = np.empty((len(call.runs.bounds) - 1, len(call.query)))
+    exact = attend(call, np.promote_types(wide, call.result) if call.result != wide else wide, total)
+    return exact.astype(call.result, copy=False), exact, total
+
+
+def attention_gradient(call: AttentionCall, exact: Array, total: Array, grad: Array, out: Array,
+                       out_values: Array | None, *, of_query: bool = True) -> Array | None:  # fmt: skip
+    """Write the gradients of x and values, ``(rows, dim)``, and return that of the query, ``(heads, dim)``."""
+    wide = tokens_native.sum_dtype(call.matrix.dtype)
+    g = np.ascontiguousarray(grad.reshape(exact.shape), wide)
+    with np.errstate(invalid="ignore"):  # rows without a token
+        known = np.stack([total, np.einsum("shv,shv->sh", exact.astype(np.float64), g.astype(np.float64))], axis=-1)
+    if not _natively(call):
+        found = tokens_reference.attend_gradient(call.matrix, call.values, call.runs, call.query, g, known, out, out_values)
+        return (found * call.scale).astype(wide)
+    values = call.values if call.separate else None
+    tokens_native.Gradients(call.matrix, call.runs).attention(values, call.query, g, known, out, out_values)
+    if not of_query:
+        return None
+    each = np.empty((*total.shape, call.matrix.dim), wide)
+    tokens_native.attend(call.matrix, call.values, call.runs, call.query, 0.0, each, None, g, known)
+    return _sum_rows(each.reshape(len(each), -1)).reshape(call.query.shape) * wide.type(call.scale)
+
+
+def _sum_rows(rows: Array) -> Array:
+    """Add up rows in the order of a token sum, whose error does not grow with their number."""
+    item = rows.itemsize
+    matrix = matrix_at(rows.__array_interface__["data"][0], rows.dtype, rows.shape, [s // item for s in rows.strides], rows)
+    return run_call(TokenCall(matrix, runs_of(matrix), _SUM, None, 0.0, rows.dtype, True))[0]
+
+
+def _differentiate(x: Any, query: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
+    """For `anypool.vjp`: the pullback returns the gradients of x and query, and of values if given."""
+    call = attention_call(x, query, **kwargs)
+    y, exact, total = attend_known(call)
+    result = shaped(call, y)
+    shape, matrix, values = result.shape, call.matrix, kwargs.get("values")
+
+    def pullback(grad_y: Any) -> tuple[Any, ...]:
+        """Return the gradients with respect to x, query and values."""
+        g = np.asarray(grad_y)
+        if g.shape != shape:
+            raise ValueError(f"grad_y must have the result's shape {shape}, got {g.shape} ({matrix.where})")
+        dtype = matrix.dtype.newbyteorder("=")
+        out = np.empty((matrix.n_rows, matrix.dim), dtype)
+        apart = np.empty((matrix.n_rows, call.values.dim), dtype) if call.separate else None
+        of_query = attention_gradient(call, exact, total, g.astype(call.result, copy=False), out, apart)
+        assert of_query is not None
+        asked = np.asarray(query)
+        found = (split_like(out, x, matrix), of_query.reshape(asked.shape).astype(asked.dtype))
+        return found if apart is None else (*found, split_like(apart, values, call.values))
+
+    return result, pullback
+
+
+attention_pool.differentiate = _differentiate  # type: ignore[attr-defined]
