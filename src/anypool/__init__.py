@@ -26,6 +26,7 @@ from anypool.functional import (
     pool,
 )
 from anypool.inspection import explain, vjp
+from anypool.state import PoolState
 from anypool.tokens import pool_tokens
 from anypool.unpooling import max_unpool1d, max_unpool2d, max_unpool3d
 
@@ -40,6 +41,7 @@ def __getattr__(name: str) -> Any:
 __version__ = "0.1.0"
 
 __all__ = [
+    "PoolState",
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",

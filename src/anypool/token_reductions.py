@@ -7,7 +7,7 @@ of the gradient. The names of these parts are those of ``src/native/token_plan.h
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,11 @@ _FORMS = {
         TokenReduction("lp, p = inf", "max|x|", "largest", "none", "largest", integers="float"),
     )
 }  # fmt: skip
+
+def kept(reduction: TokenReduction) -> TokenReduction:
+    """Return the reduction whose result is what this one keeps: a sum, a mean; of moments the mean they are about."""
+    return replace(reduction, finish="none")
+
 
 TOKEN_ALIASES = {"avg": "mean", "cls": "first"}
 DEFAULT_NORM = {"lp": 2.0, "gem": 3.0}

@@ -15,7 +15,7 @@ from anypool.backends import tokens_native, tokens_reference, asked_for
 from anypool.reductions import is_float
 from anypool.runs import Runs
 from anypool.token_matrix import Matrix, is_list_of_arrays, matrix_of, per_row
-from anypool.token_reductions import TOKEN_REDUCTIONS, Term, result_dtype, terms_of
+from anypool.token_reductions import TOKEN_REDUCTIONS, Term, kept, result_dtype, terms_of
 
 Array = npt.NDArray[Any]
 
@@ -183,7 +183,6 @@ def pool_tokens(x: Any, reduction: str | Sequence[str], *, mask: Any = None, len
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
-_MEAN, _WEIGHTED_MEAN = Term(TOKEN_REDUCTIONS["mean"]), terms_of("mean", None, 1.0, 1e-6, weighted=True, where="")[0]
 _NEED_Y = ("power", "clamped", "exponentials")
 
 
@@ -224,15 +223,14 @@ def run_known(call: TokenCall) -> tuple[Array, Known]:
     """Return the result, and what its gradient needs."""
     wide = tokens_native.sum_dtype(call.matrix.dtype)
     terms = call.terms
-    deviates = any(t.reduction.keep in ("moments", "weighted_moments") for t in terms)
-    if deviates:
-        terms = (*terms, _MEAN if call.weights is None else _WEIGHTED_MEAN)
+    deviating = [t for t in terms if t.reduction.finish == "deviation"][:1]
+    terms = (*terms, *(Term(kept(t.reduction)) for t in deviating))  # the means they are about
     shape = (len(call.runs.bounds) - 1, call.matrix.dim)
     winners = tuple(np.empty(shape, np.int32) if t.reduction.give in ("select", "largest") else None for t in terms)
     exact = replace(call, terms=terms, result=np.promote_types(wide, call.result) if call.result != wide else wide)
     y = run_call(exact, winners)
     width = len(call.terms) * call.matrix.dim
-    return y[:, :width].astype(call.result, copy=False), Known(y, winners[: len(call.terms)], y[:, width:] if deviates else None)
+    return y[:, :width].astype(call.result, copy=False), Known(y, winners[: len(call.terms)], y[:, width:] if deviating else None)
 
 
 def gifts(call: TokenCall, known: Known, grad: Array) -> list[tuple[Term, Array, Array | None, Array | None, Array | None]]:

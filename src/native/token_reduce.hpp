@@ -404,7 +404,7 @@ class Reducer {
         for (i64 c = 0; c < n_; ++c) line_[c] = (s.b[c] + log(s.c[c])) / p;
         break;
       default:
-        return t.keep >= Keep::power ? store_row(p_.out, y, s.b, n_) : store_row(p_.out, y, s.a, n_);
+        return t.keep >= Keep::moments ? store_row(p_.out, y, s.b, n_) : store_row(p_.out, y, s.a, n_);
     }
     store_row(p_.out, y, line_, n_);
   }

@@ -30,12 +30,18 @@ _RESULTS: dict[str, Callable[[Array, Array, Term], Array]] = {
     "first": lambda x, w, t: x[0],
     "last": lambda x, w, t: x[-1],
 }
-_SUMS: dict[str | None, Callable[[Array, Array], Array]] = {
-    "sum": lambda x, w: x.sum(0),
-    "weighted": lambda x, w: (w * x).sum(0),
-    "max": lambda x, w: x.max(0),
-    "min": lambda x, w: x.min(0),
-    "largest": lambda x, w: np.abs(x).max(0),
+# What a reduction keeps, when that is the result.
+_KEPT: dict[str | None, Callable[[Array, Array, Term], Array]] = {
+    "sum": lambda x, w, t: x.sum(0),
+    "weighted": lambda x, w, t: (w * x).sum(0),
+    "positions": lambda x, w, t: (w * x).sum(0),
+    "max": lambda x, w, t: _winner(x, "max"),
+    "min": lambda x, w, t: _winner(x, "min"),
+    "largest": lambda x, w, t: np.abs(_winner(x, "largest")),
+    "moments": lambda x, w, t: _center(x, w),
+    "weighted_moments": lambda x, w, t: _center(x, w),
+    "power": lambda x, w, t: (np.abs(x) ** t.p).sum(0),
+    "clamped": lambda x, w, t: (_clamped(x, t) ** t.p).sum(0),
 }
 
 
@@ -63,6 +69,10 @@ def winners_of(x: Array, keep: str) -> Array:
     found = lifted.argmin(0) if keep == "min" else lifted.argmax(0)  # of a NaN the first
     last = len(x) - 1 - nan[::-1].argmax(0)
     return np.where(nan.any(0), last, found)
+
+
+def _winner(x: Array, keep: str) -> Array:
+    return np.take_along_axis(x, winners_of(x, keep)[None], 0)[0]  # of zeros of both signs the first
 
 
 def _weights(term: Term, runs: Runs, output: int, n: int, given: Array | None) -> Array:
@@ -101,7 +111,8 @@ def reduce(matrix: Matrix, runs: Runs, terms: Sequence[Term], weights: Array | N
                 w = _weights(term, runs, o, len(x), given)
                 with np.errstate(all="ignore"):
                     finish = term.reduction.finish
-                    found = _SUMS[term.reduction.keep](x, w) if finish == "none" else _RESULTS[finish](x, w, term)
+                    table = _KEPT[term.reduction.keep] if finish == "none" else _RESULTS[finish]
+                    found = table(x, w, term)
                 if y.dtype.itemsize == 2:  # halves are rounded from floats, as in the kernels
                     found = found.astype(np.float32)
                 y[o, i * matrix.dim : (i + 1) * matrix.dim] = found
