@@ -48,7 +48,9 @@ def truth(rows, name, kwargs, *, weights=None, skipped=0) -> Truth:
             if not x:
                 continue
             w = None if weights is None else [float(v) for v in weights[i][skipped:]]
-            values[i, c] = token_oracle.value(name, x, weights=w, skipped=min(skipped, len(row)), **oracle_kwargs(name, kwargs))
+            values[i, c] = token_oracle.value(
+                name, x, weights=w, skipped=min(skipped, len(row)), **oracle_kwargs(name, kwargs)
+            )
             scale[i, c] = max(max(map(abs, x)), abs(values[i, c]))
             weight[i, c] = {"sum": len(x), "mean_sqrt_len": math.sqrt(len(x))}.get(name, 1.0)
     return Truth(values, scale, weight)
@@ -179,7 +181,9 @@ def test_permuting_rows_permutes_results(backend, name):
     assert tolerance.same_bits(pullback_z(g[order]), pullback(g)[order])
 
 
-@pytest.mark.parametrize("several", [["mean", "max"], ["std", "first", "sum", "mean", "last", "lp"], list(token_oracle.NAMES[:8])])
+@pytest.mark.parametrize(
+    "several", [["mean", "max"], ["std", "first", "sum", "mean", "last", "lp"], list(token_oracle.NAMES[:8])]
+)
 def test_several_at_once_are_each_alone(backend, several):
     rows = token_cases.rows_of(LENGTHS, 11, "float32")
     for laid in token_cases.layouts(rows):
@@ -198,7 +202,20 @@ def test_several_at_once_are_each_alone(backend, several):
 
 def test_names_may_be_repeated_and_aliased(backend):
     x = np.arange(12.0).reshape(4, 3)
-    assert ap.pool_tokens(x, ["cls", "first", "avg", "mean"]).tolist() == [0, 1, 2, 0, 1, 2, 4.5, 5.5, 6.5, 4.5, 5.5, 6.5]
+    assert ap.pool_tokens(x, ["cls", "first", "avg", "mean"]).tolist() == [
+        0,
+        1,
+        2,
+        0,
+        1,
+        2,
+        4.5,
+        5.5,
+        6.5,
+        4.5,
+        5.5,
+        6.5,
+    ]
 
 
 # ------------------------------------------------------------------------------------ masks

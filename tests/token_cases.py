@@ -86,7 +86,9 @@ def layouts(rows: list[np.ndarray], seed: int = 0) -> list[Laid]:
     where = [(np.full(len(p), i), p) for i, p in enumerate(right)]
     found.append(Laid("lengths", padded(rows, right, room), {"lengths": n}, where))
     where = [(np.full(len(p), i), p) for i, p in enumerate(left)]
-    found.append(Laid("lengths, left", padded(rows, left, room), {"lengths": np.array(n, np.int32), "side": "left"}, where))
+    found.append(
+        Laid("lengths, left", padded(rows, left, room), {"lengths": np.array(n, np.int32), "side": "left"}, where)
+    )
     packed = [(np.arange(a, a + k),) for a, k in zip(offsets, n, strict=False)]
     found.append(Laid("packed", total, {"offsets": offsets}, packed))
     ids = np.repeat(np.arange(len(n)), n)
@@ -104,7 +106,9 @@ def layouts(rows: list[np.ndarray], seed: int = 0) -> list[Laid]:
     found.append(Laid("spans in a batch", shifted, {"spans": np.array(batch).reshape(-1, 1, 2)}, where))
     found.append(Laid("list", rows, {}, [(i,) for i in range(len(rows))]))
     strided = np.asfortranarray(padded(rows, right, room))
-    found.append(Laid("transposed memory", strided, {"lengths": n}, [(np.full(k, i), np.arange(k)) for i, k in enumerate(n)]))
+    found.append(
+        Laid("transposed memory", strided, {"lengths": n}, [(np.full(k, i), np.arange(k)) for i, k in enumerate(n)])
+    )
     found.append(Laid("every second", np.repeat(padded(rows, right, room), 2, axis=1)[:, ::2], {"lengths": n},
                       [(np.full(k, i), np.arange(k)) for i, k in enumerate(n)]))  # fmt: skip
     return found

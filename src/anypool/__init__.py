@@ -27,6 +27,7 @@ from anypool.functional import (
 )
 from anypool.inspection import explain, vjp
 from anypool.state import PoolState
+from anypool.token_config import TokenPooling
 from anypool.tokens import pool_tokens
 from anypool.unpooling import max_unpool1d, max_unpool2d, max_unpool3d
 
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PoolState",
+    "TokenPooling",
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",

@@ -16,7 +16,8 @@ from anypool.reductions import is_float
 from anypool.runs import Runs
 from anypool.token_matrix import Matrix, matrix_at, matrix_of
 from anypool.token_reductions import TOKEN_REDUCTIONS, Term, result_dtype
-from anypool.tokens import TokenCall, empty_value, run_call, runs_of, split_like
+from anypool.token_gradients import split_like
+from anypool.tokens import TokenCall, empty_value, holds_tensors, run_call, runs_of, tensors
 
 Array = npt.NDArray[Any]
 _SUM = (Term(TOKEN_REDUCTIONS["sum"]),)
@@ -53,7 +54,11 @@ def attention_call(x: Any, query: Any, *, values: Any = None, scale: Any = None,
     other = matrix
     if values is not None:
         other = values if isinstance(values, Matrix) else matrix_of(values)
-        if other.leading != matrix.leading or not np.array_equal(other.rows, matrix.rows) or other.dtype != matrix.dtype:
+        if (
+            other.leading != matrix.leading
+            or not np.array_equal(other.rows, matrix.rows)
+            or other.dtype != matrix.dtype
+        ):
             raise ValueError(
                 f"values must have a row for each token of x and its dtype {matrix.dtype}, got {other.where} {other.dtype} "
                 f"({where})"
@@ -133,9 +138,14 @@ def attention_pool(x: Any, query: Any, *, values: Any = None, scale: float | Non
     >>> ap.attention_pool(x, np.array([4.0, 0.0]), scale=1.0, lengths=[2]).round(3)
     array([[0.982, 0.018]])
     """
-    call = attention_call(x, query, values=values, scale=scale, empty=empty, dtype=dtype, mask=mask, lengths=lengths,
-                          side=side, offsets=offsets, segment_ids=segment_ids, num_segments=num_segments, spans=spans,
-                          exclude_prefix=exclude_prefix)  # fmt: skip
+    run: Any = _arrays if not (holds_tensors(x) or holds_tensors(query)) else tensors().attention_pool
+    return run(x, query, values=values, scale=scale, empty=empty, dtype=dtype, mask=mask, lengths=lengths, side=side,
+               offsets=offsets, segment_ids=segment_ids, num_segments=num_segments, spans=spans,
+               exclude_prefix=exclude_prefix)  # fmt: skip
+
+
+def _arrays(x: Any, query: Any, **kwargs: Any) -> Array:
+    call = attention_call(x, query, **kwargs)
     return shaped(call, attend(call))
 
 
@@ -155,7 +165,9 @@ def attention_gradient(call: AttentionCall, exact: Array, total: Array, grad: Ar
     with np.errstate(invalid="ignore"):  # rows without a token
         known = np.stack([total, np.einsum("shv,shv->sh", exact.astype(np.float64), g.astype(np.float64))], axis=-1)
     if not _natively(call):
-        found = tokens_reference.attend_gradient(call.matrix, call.values, call.runs, call.query, g, known, out, out_values)
+        found = tokens_reference.attend_gradient(
+            call.matrix, call.values, call.runs, call.query, g, known, out, out_values
+        )
         return (found * call.scale).astype(wide)
     values = call.values if call.separate else None
     tokens_native.Gradients(call.matrix, call.runs).attention(values, call.query, g, known, out, out_values)
@@ -169,7 +181,9 @@ def attention_gradient(call: AttentionCall, exact: Array, total: Array, grad: Ar
 def _sum_rows(rows: Array) -> Array:
     """Add up rows in the order of a token sum, whose error does not grow with their number."""
     item = rows.itemsize
-    matrix = matrix_at(rows.__array_interface__["data"][0], rows.dtype, rows.shape, [s // item for s in rows.strides], rows)
+    matrix = matrix_at(
+        rows.__array_interface__["data"][0], rows.dtype, rows.shape, [s // item for s in rows.strides], rows
+    )
     return run_call(TokenCall(matrix, runs_of(matrix), _SUM, None, 0.0, rows.dtype, True))[0]
 
 

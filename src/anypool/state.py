@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from anypool.attention import attend, attention_call
 from anypool.runs import Ints, _integers
+from anypool.token_gradients import weight_sums
 from anypool.token_matrix import Matrix, matrix_of, per_row
 from anypool.token_reductions import Term, TokenReduction, kept, result_dtype, terms_of
 from anypool.tokens import TokenCall, empty_value, run_call, runs_of
@@ -169,7 +170,9 @@ class PoolState:
         matrix = matrix_of(x)
         where = matrix.where
         if (weights is not None) != self.weighted:
-            raise ValueError(f"weights must be given if and only if the state is weighted, got {weights is not None} ({where})")
+            raise ValueError(
+                f"weights must be given if and only if the state is weighted, got {weights is not None} ({where})"
+            )
         runs = runs_of(matrix, mask=mask, lengths=lengths, side=side, offsets=offsets, segment_ids=segment_ids,
                        num_segments=num_segments, spans=spans)  # fmt: skip
         n = len(runs.bounds) - 1
@@ -221,7 +224,9 @@ class PoolState:
             y = y[:, 0]
         result = self.dtype if self.attention else result_dtype(self.terms, self.dtype, None, "PoolState")
         if result.kind in "iu" and none.any() and not self.empty.is_integer():
-            raise ValueError(f"row {int(np.flatnonzero(none)[0])} has no token: for {result} results empty must be an integer")
+            raise ValueError(
+                f"row {int(np.flatnonzero(none)[0])} has no token: for {result} results empty must be an integer"
+            )
         y = y.astype(result)
         return (y, self.partials[0]["place"].copy()) if self.return_indices else y
 
@@ -265,7 +270,9 @@ class PoolState:
                 {"value": np.zeros((0, len(np.atleast_2d(self.query)), width)), "log": np.zeros((0, len(np.atleast_2d(self.query))))}
             ] if self.query is not None else [_identity(t, 0, self.dim) for t in self.terms]  # fmt: skip
         elif matrix.dim != self.dim or matrix.dtype.newbyteorder("=") != self.dtype:
-            raise ValueError(f"x must have {self.dim} features of {self.dtype} as before, got {matrix.dtype} ({matrix.where})")
+            raise ValueError(
+                f"x must have {self.dim} features of {self.dtype} as before, got {matrix.dtype} ({matrix.where})"
+            )
         self._extend(rows)
 
     def _extend(self, rows: int) -> None:
@@ -274,7 +281,8 @@ class PoolState:
             self.count = np.concatenate([self.count, np.zeros(more, np.int64)])
             none = self._identities(more, self.partials)
             self.partials = [
-                {name: np.concatenate([p[name], q[name]]) for name in p} for p, q in zip(self.partials, none, strict=True)
+                {name: np.concatenate([p[name], q[name]]) for name in p}
+                for p, q in zip(self.partials, none, strict=True)
             ]
 
     def _identities(self, rows: int, like: list[Partial]) -> list[Partial]:
@@ -307,7 +315,10 @@ class PoolState:
                 if t.reduction.keep in _MOMENTS:
                     asked.append(t)
         n = len(runs.bounds) - 1
-        winners = [np.empty((n, matrix.dim), np.int32) if t.reduction.keep in ("max", "min", "largest") else None for t in asked]
+        winners = [
+            np.empty((n, matrix.dim), np.int32) if t.reduction.keep in ("max", "min", "largest") else None
+            for t in asked
+        ]
         call = TokenCall(matrix, runs, tuple(asked), weights, 0.0, np.dtype(np.float64), True)
         y = run_call(call, winners)
         parts = iter(zip(np.split(y, len(asked), axis=1), winners, strict=True))
@@ -339,8 +350,6 @@ def _weight(reduction: TokenReduction, runs: Any, call: TokenCall) -> Array:
         weight: Array = n * (n + 1) / 2 + runs.skipped * n
         return weight
     if reduction.keep in ("weighted", "weighted_moments"):
-        from anypool.tokens import weight_sums
-
         return weight_sums(call)
     return n
 

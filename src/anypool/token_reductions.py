@@ -67,6 +67,7 @@ _FORMS = {
     )
 }  # fmt: skip
 
+
 def kept(reduction: TokenReduction) -> TokenReduction:
     """Return the reduction whose result is what this one keeps: a sum, a mean; of moments the mean they are about."""
     return replace(reduction, finish="none")

@@ -1,0 +1,407 @@
+"""Token pooling of PyTorch tensors: two operators and their gradients, for autograd, `torch.compile` and export.
+
+What a row's tokens are is worked out inside the operators, so that masks and offsets may be data that a compiled graph
+does not know. Tensors share their memory with the kernels; only the CPU has these.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from anypool import _native
+from anypool.attention import attend_known, attention_call, attention_gradient
+from anypool.backends import tokens_native, wanted_backend
+from anypool.token_gradients import Known, run_known, weights_gradient, write_gradient
+from anypool.token_matrix import Matrix, matrix_at, matrix_of
+from anypool.token_reductions import names_of, terms_of
+from anypool.tokens import LAYOUTS, TokenCall, call_of, run_call
+
+_FLOATS = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+
+
+class _BFloat16:
+    """What stands for NumPy's missing bfloat16: the kernels ask for a name and a size."""
+
+    name, itemsize, kind, isnative = "bfloat16", 2, "V", True
+
+    def newbyteorder(self, order: str) -> _BFloat16:
+        return self
+
+
+_BF16: Any = _BFloat16()
+
+
+def _dtype(t: torch.Tensor) -> Any:
+    return _BF16 if t.dtype == torch.bfloat16 else np.dtype(str(t.dtype).removeprefix("torch."))
+
+
+class Memory:
+    """A contiguous tensor as kernels see the arrays they write into."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.nbytes = tensor, tensor.numel() * tensor.element_size()
+        self.__array_interface__ = {"data": (tensor.data_ptr(), False)}
+
+
+def _matrix(x: torch.Tensor) -> Matrix:
+    if x.device.type != "cpu":
+        raise NotImplementedError(f"token kernels run on the CPU, got a tensor on {x.device} (x: {tuple(x.shape)})")
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype} (x: {tuple(x.shape)})")
+    if not natively() or x.ndim < 2 or x.shape[-1] == 0:  # by way of an array, which has the errors too
+        return matrix_of(_array(x))
+    return matrix_at(x.data_ptr(), _dtype(x), tuple(x.shape), x.stride(), x.detach())
+
+
+def natively() -> bool:
+    """Whether kernels of ours write into tensors' own memory."""
+    return bool(_native.isa()) and wanted_backend() != "reference"
+
+
+def _array(t: torch.Tensor | None) -> Any:
+    if t is None:
+        return None
+    t = t.detach()
+    return (t.float() if t.dtype == torch.bfloat16 else t).numpy()
+
+
+def _layout(layout: str, where: torch.Tensor | None, side: str, segments: int, prefix: int,
+            prefixes: torch.Tensor | None) -> dict[str, Any]:  # fmt: skip
+    found: dict[str, Any] = {"exclude_prefix": prefix or None if prefixes is None else _array(prefixes)}
+    if layout:
+        found[layout] = _array(where)
+    if layout == "segment_ids":
+        found["num_segments"] = segments
+    if layout == "lengths":
+        found["side"] = side
+    return found
+
+
+def _result_shape(x: torch.Tensor, layout: str, where: torch.Tensor | None, segments: int) -> list[Any]:
+    if layout == "offsets":
+        assert where is not None
+        return [where.shape[0] - 1]
+    if layout == "segment_ids":
+        return [segments]
+    if layout == "spans":
+        assert where is not None
+        return list(where.shape[:-1])
+    return list(x.shape[:-2])
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+# ---- reductions ------------------------------------------------------------------------------------------------------
+
+_ARGUMENTS = (
+    "Tensor x, str reduction, str layout, Tensor? where, str side, int segments, int prefix, Tensor? prefixes, "
+    "Tensor? weights, float p, float r, float eps, float empty"
+)
+_LIBRARY = torch.library.Library("anypool_tokens", "DEF")
+_LIBRARY.define(f"reduce({_ARGUMENTS}) -> Tensor")
+_LIBRARY.define(f"reduce_known({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define(
+    f"reduce_backward(Tensor grad, Tensor known, Tensor winners, bool of_weights, {_ARGUMENTS}) -> (Tensor, Tensor)"
+)
+
+
+def _call(x: Any, reduction: str, layout: str, where: Any, side: str, segments: int, prefix: int, prefixes: Any,
+          weights: Any, p: float, r: float, eps: float, empty: float) -> TokenCall:  # fmt: skip
+    call = call_of(_matrix(x), reduction.split("+"), weights=_array(weights), norm_type=None if p < 0 else p, r=r, eps=eps,
+                   empty=empty, **_layout(layout, where, side, segments, prefix, prefixes))  # fmt: skip
+    return replace(call, result=tokens_native.sum_dtype(_dtype(x)))  # rounded to a half by PyTorch
+
+
+def _reduce(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    call = _call(x, *rest)
+    y = torch.from_numpy(run_call(call))
+    return y.to(x.dtype).view(*call.runs.shape, y.shape[1])
+
+
+def _reduce_known(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    call = _call(x, *rest)
+    y, known = run_known(call)
+    winners = [w for w in known.winners if w is not None]
+    exact = torch.from_numpy(known.y if known.means is None else np.concatenate([known.y, known.means], axis=1))
+    won = torch.from_numpy(np.stack(winners)) if winners else torch.empty((0, 0, 0), dtype=torch.int32)
+    result = torch.from_numpy(np.array(y)).to(x.dtype)  # outputs of an operator share no memory
+    return result.view(*call.runs.shape, y.shape[1]), exact, won
+
+
+def _reduce_backward(grad: torch.Tensor, known: torch.Tensor, winners: torch.Tensor, of_weights: bool, x: torch.Tensor,
+                     *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    call = _call(x, *rest)
+    exact, won, width = _array(known), iter(_array(winners)), len(call.terms) * x.shape[-1]
+    kept = Known(
+        exact[:, :width],
+        tuple(next(won) if t.reduction.give in ("select", "largest") else None for t in call.terms),
+        exact[:, width:] if exact.shape[1] > width else None,
+    )
+    g = _array(grad.to(_wide(x)))
+    of_x = torch.empty(x.shape, dtype=x.dtype)
+    _write(of_x, call, lambda out: write_gradient(call, kept, g, out))
+    weights = rest[7]
+    found = torch.empty(0, dtype=torch.float64)
+    if of_weights:
+        found = torch.from_numpy(weights_gradient(call, kept, g)).to(weights.dtype).view(weights.shape)
+    return of_x, found
+
+
+def _write(to: torch.Tensor, call: Any, run: Any) -> None:
+    """Let a kernel write a gradient into a tensor, or the reference backend into an array that is copied there."""
+    rows = (math.prod(to.shape[:-1]), to.shape[-1])
+    if natively():
+        run(Memory(to))
+    else:
+        array = np.empty(rows, str(_wide(to)).removeprefix("torch."))
+        run(array)
+        to.copy_(torch.from_numpy(array).view(to.shape))
+
+
+def _fake_reduce(x: Any, reduction: str, layout: str, where: Any, side: str, segments: int, *rest: Any) -> Any:
+    n = len(reduction.split("+"))
+    return x.new_empty([*_result_shape(x, layout, where, segments), x.shape[-1] * n])
+
+
+def _fake_reduce_known(x: Any, reduction: str, layout: str, where: Any, side: str, segments: int, *rest: Any) -> Any:
+    y = _fake_reduce(x, reduction, layout, where, side, segments)
+    terms = terms_of(reduction.split("+"), None if rest[3] < 0 else rest[3], rest[4], rest[5],
+                     weighted=rest[2] is not None, where="")  # fmt: skip
+    winners = sum(t.reduction.give in ("select", "largest") for t in terms)
+    means = any(t.reduction.finish == "deviation" for t in terms)
+    rows = y.numel() // y.shape[-1]
+    won = (winners, rows, x.shape[-1]) if winners else (0, 0, 0)
+    return (
+        y,
+        x.new_empty((rows, y.shape[-1] + means * x.shape[-1]), dtype=_wide(x)),
+        x.new_empty(won, dtype=torch.int32),
+    )
+
+
+def _fake_reduce_backward(grad: Any, known: Any, winners: Any, of_weights: bool, x: Any, *rest: Any) -> Any:
+    weights = rest[7]
+    return x.new_empty(x.shape), torch.empty_like(weights) if of_weights else x.new_empty(0, dtype=torch.float64)
+
+
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
+    x, reduction, layout, where, side, segments, prefix, prefixes, weights, *numbers = inputs
+    ctx.save_for_backward(x, where, prefixes, weights, *output[1:])
+    ctx.rest = reduction, layout, side, segments, prefix, numbers
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _gather(ctx: Any, grad: Any, *_: Any) -> Any:
+    if grad is None:
+        return (None,) * 13
+    x, where, prefixes, weights, known, winners = ctx.saved_tensors
+    reduction, layout, side, segments, prefix, numbers = ctx.rest
+    of_weights = weights is not None and ctx.needs_input_grad[8]
+    of_x, found = torch.ops.anypool_tokens.reduce_backward(
+        grad,
+        known,
+        winners,
+        of_weights,
+        x,
+        reduction,
+        layout,
+        where,
+        side,
+        segments,
+        prefix,
+        prefixes,
+        weights,
+        *numbers,
+    )
+    return of_x, *(None,) * 7, found if of_weights else None, *(None,) * 4
+
+
+def _register(name: str, run: Any, fake: Any) -> None:
+    _LIBRARY.impl(name, run, "CPU")
+    torch.library.register_fake(f"anypool_tokens::{name}", fake, lib=_LIBRARY)
+
+
+_register("reduce", _reduce, _fake_reduce)
+_register("reduce_known", _reduce_known, _fake_reduce_known)
+_register("reduce_backward", _reduce_backward, _fake_reduce_backward)
+torch.library.register_autograd("anypool_tokens::reduce_known", _gather, setup_context=_keep, lib=_LIBRARY)
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+_SEEN = "str layout, Tensor? where, str side, int segments, int prefix, Tensor? prefixes, float scale, float empty"
+_LIBRARY.define(f"attend(Tensor x, Tensor query, Tensor? values, {_SEEN}) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define(
+    f"attend_backward(Tensor grad, Tensor exact, Tensor total, Tensor x, Tensor query, Tensor? values, {_SEEN}) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+
+
+def _attention_call(x: Any, query: Any, values: Any, layout: str, where: Any, side: str, segments: int, prefix: int,
+                    prefixes: Any, scale: float, empty: float) -> Any:  # fmt: skip
+    call = attention_call(_matrix(x), _array(query), values=None if values is None else _matrix(values), scale=scale,
+                          empty=empty, **_layout(layout, where, side, segments, prefix, prefixes))  # fmt: skip
+    return replace(call, result=tokens_native.sum_dtype(_dtype(x)))
+
+
+def _attend(x: torch.Tensor, query: torch.Tensor, values: Any, *rest: Any) -> Any:
+    call = _attention_call(x, query, values, *rest)
+    _, exact, total = attend_known(call)
+    kept = torch.from_numpy(exact)
+    y = kept.to(x.dtype).view(*call.runs.shape, *exact.shape[1 + call.single :])
+    return y.clone() if y.data_ptr() == kept.data_ptr() else y, kept, torch.from_numpy(total)
+
+
+def _attend_backward(grad: torch.Tensor, exact: torch.Tensor, total: torch.Tensor, x: torch.Tensor, query: torch.Tensor,
+                     values: Any, *rest: Any) -> Any:  # fmt: skip
+    call = _attention_call(x, query, values, *rest)
+    of_x = torch.empty(x.shape, dtype=x.dtype)
+    of_values = torch.empty(0, dtype=x.dtype) if values is None else torch.empty(values.shape, dtype=x.dtype)
+    g = _array(grad.to(_wide(x)))
+    if natively():
+        apart: Any = None if values is None else Memory(of_values)
+        asked = attention_gradient(call, _array(exact), _array(total), g, Memory(of_x), apart)  # type: ignore[arg-type]
+    else:
+        flat, flat_values = (np.empty((m.n_rows, m.dim)) for m in (call.matrix, call.values))
+        asked = attention_gradient(call, _array(exact), _array(total), g, flat, None if values is None else flat_values)
+        of_x.copy_(torch.from_numpy(flat).view(x.shape))
+        if values is not None:
+            of_values.copy_(torch.from_numpy(flat_values).view(values.shape))
+    assert asked is not None
+    return of_x, torch.from_numpy(asked).to(query.dtype).view(query.shape), of_values
+
+
+def _fake_attend(x: Any, query: Any, values: Any, layout: str, where: Any, side: str, segments: int, *rest: Any) -> Any:
+    rows = _result_shape(x, layout, where, segments)
+    dim = x.shape[-1] if values is None else values.shape[-1]
+    heads, n = list(query.shape[:-1]), 1
+    for r in rows:
+        n = n * r
+    h = heads[0] if heads else 1
+    return (
+        x.new_empty([*rows, *heads, dim]),
+        x.new_empty((n, h, dim), dtype=_wide(x)),
+        x.new_empty((n, h), dtype=torch.float64),
+    )
+
+
+def _fake_attend_backward(grad: Any, exact: Any, total: Any, x: Any, query: Any, values: Any, *rest: Any) -> Any:
+    return (
+        x.new_empty(x.shape),
+        query.new_empty(query.shape),
+        x.new_empty(0) if values is None else values.new_empty(values.shape),
+    )
+
+
+def _keep_attention(ctx: Any, inputs: Any, output: Any) -> None:
+    x, query, values, layout, where, side, segments, prefix, prefixes, *numbers = inputs
+    ctx.save_for_backward(x, query, values, where, prefixes, *output[1:])
+    ctx.rest = layout, side, segments, prefix, numbers
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _gather_attention(ctx: Any, grad: Any, *_: Any) -> Any:
+    if grad is None:
+        return (None,) * 11
+    x, query, values, where, prefixes, exact, total = ctx.saved_tensors
+    layout, side, segments, prefix, numbers = ctx.rest
+    of_x, asked, of_values = torch.ops.anypool_tokens.attend_backward(
+        grad, exact, total, x, query, values, layout, where, side, segments, prefix, prefixes, *numbers
+    )
+    return of_x, asked, None if values is None else of_values, *(None,) * 8
+
+
+_register("attend", _attend, _fake_attend)
+_register("attend_backward", _attend_backward, _fake_attend_backward)
+torch.library.register_autograd(
+    "anypool_tokens::attend", _gather_attention, setup_context=_keep_attention, lib=_LIBRARY
+)
+
+
+# ---- what the public functions call ----------------------------------------------------------------------------------
+
+
+def _unnested(x: Any, kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Return packed rows and their offsets for a jagged nested tensor or a list of tensors."""
+    if isinstance(x, torch.Tensor) and not x.is_nested:
+        return x, kwargs
+    if given := [name for name in LAYOUTS if kwargs.get(name) is not None]:
+        raise ValueError(f"{given[0]} is for one dense tensor; of a nested tensor or a list every token counts")
+    if isinstance(x, torch.Tensor):
+        if x.layout != torch.jagged or x.dim() != 3:
+            raise ValueError(
+                f"nested x must be jagged, (rows, tokens, features), got {x.layout} with {x.dim()} dimensions"
+            )
+        values, offsets, lengths = x.values(), x.offsets(), x.lengths()
+        if lengths is None:
+            return values, kwargs | {"offsets": offsets}
+        return values, kwargs | {"spans": torch.stack([offsets[:-1], offsets[:-1] + lengths], -1)}
+    lengths = torch.tensor([0, *(len(t) for t in x)])
+    return torch.cat(list(x)), kwargs | {"offsets": lengths.cumsum(0)}
+
+
+def _given(x: torch.Tensor, kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the layout as the operators take it, and check what tensors alone can get wrong."""
+    given = [name for name in LAYOUTS if kwargs.get(name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"only one of {', '.join(LAYOUTS)} can say which tokens count, got {' and '.join(given)}")
+    layout, side, segments, prefix = (
+        given[0] if given else "",
+        kwargs["side"],
+        kwargs["num_segments"],
+        kwargs["exclude_prefix"],
+    )
+    if segments is not None and layout != "segment_ids":
+        raise ValueError("num_segments goes with segment_ids")
+    if side != "right" and layout != "lengths":
+        raise ValueError(f"side goes with lengths, got side={side!r}")
+    where = _tensor(layout, kwargs[layout], x) if given else None
+    if layout == "segment_ids" and segments is None:
+        assert where is not None
+        segments = int(where.max()) + 1 if where.numel() else 0
+    prefixes = None if prefix is None or isinstance(prefix, int) else _tensor("exclude_prefix", prefix, x)
+    return layout, where, side, segments or 0, prefix if isinstance(prefix, int) else 0, prefixes
+
+
+def _tensor(name: str, value: Any, x: torch.Tensor) -> torch.Tensor:
+    t = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+    if t.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}, got {t.device} (x: {tuple(x.shape)})")
+    return t
+
+
+def pool_tokens(x: Any, reduction: Any, *, norm_type: Any, r: Any, eps: Any, empty: Any, weights: Any, dtype: Any,
+                **layout: Any) -> torch.Tensor:  # fmt: skip
+    """As `anypool.pool_tokens`, for tensors."""
+    x, layout = _unnested(x, layout)
+    if dtype is not None:
+        x = x.to(dtype)
+    seen = _given(x, layout)
+    names = "+".join(names_of(reduction))
+    w = None if weights is None else _tensor("weights", weights, x)
+    numbers = (-1.0 if norm_type is None else float(norm_type), float(r), float(eps), float(empty))
+    if torch.is_grad_enabled() and (x.requires_grad or (w is not None and w.requires_grad)):
+        return torch.ops.anypool_tokens.reduce_known(x, names, *seen, w, *numbers)[0]  # type: ignore[no-any-return]
+    return torch.ops.anypool_tokens.reduce(x, names, *seen, w, *numbers)  # type: ignore[no-any-return]
+
+
+def attention_pool(
+    x: Any, query: Any, *, values: Any, scale: Any, empty: Any, dtype: Any, **layout: Any
+) -> torch.Tensor:
+    """As `anypool.attention_pool`, for tensors."""
+    if values is not None:
+        values = _unnested(values, layout)[0]
+    x, layout = _unnested(x, layout)
+    if dtype is not None:
+        x, values = x.to(dtype), None if values is None else values.to(dtype)
+    factor = 1 / math.sqrt(x.shape[-1]) if scale is None else float(scale)
+    asked = _tensor("query", query, x)
+    return torch.ops.anypool_tokens.attend(x, asked, values, *_given(x, layout), factor, float(empty))[0]  # type: ignore[no-any-return]
