@@ -6,6 +6,7 @@ Run once per instruction set and thread count by test_isa.py; equal digests are 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 import anypool as ap
 import cases
 import oracle
+import token_cases
+import token_oracle
 import tolerance
 
 # Large enough to be shared between threads, with rows no vector length divides.
@@ -87,7 +90,33 @@ def large() -> dict[str, str]:
     return found
 
 
+def tokens() -> dict[str, str]:
+    """Token pooling: rows of every length, one that several threads share, attention, gradients."""
+    found = {}
+    lengths = (70, 1, 0, 16, 333, 5, 3000)
+    for turn, (name, dtype) in enumerate(itertools.product(token_oracle.NAMES, cases.FLOATS)):
+        rows = token_cases.rows_of(lengths, 37 + turn % 3, dtype)
+        y, pullback = ap.vjp(ap.pool_tokens, rows, name)
+        grad = np.linspace(-1, 1, y.size).astype(y.dtype).reshape(y.shape)
+        found[f"{name} {dtype}"] = digest(y, *pullback(grad))
+    spans = np.sort(np.random.default_rng(0).integers(0, 3000, (200, 2)), axis=1)
+    for dtype in cases.FLOATS:
+        x = token_cases.rows_of((3000,), 67, dtype)[0]
+        several = ["mean", "max", "std", "weightedmean"]
+        y, pullback = ap.vjp(ap.pool_tokens, x, several, spans=spans)
+        found[f"spans {dtype}"] = digest(y, pullback(np.ones_like(y)))
+        y, pullback = ap.vjp(ap.attention_pool, x, x[:3], spans=spans)
+        found[f"attention {dtype}"] = digest(y, *pullback(np.ones_like(y)))
+        y, pullback = ap.vjp(ap.attention_pool, x, x[0])
+        found[f"attention, one row {dtype}"] = digest(y, *pullback(np.ones_like(y)))
+    large = cases.plain((50_000, 131), np.dtype(np.float32))
+    for name in token_oracle.NAMES:
+        y, pullback = ap.vjp(ap.pool_tokens, large, name)
+        found[f"{name}, one long row"] = digest(y, pullback(np.ones_like(y)))
+    return found
+
+
 if __name__ == "__main__":
     from anypool.backends import native
 
-    print(json.dumps({"info": native.info(), "small": small(), "large": large()}))
+    print(json.dumps({"info": native.info(), "small": small(), "large": large(), "tokens": tokens()}))

@@ -47,7 +47,7 @@ def run(isa: str, threads: int) -> dict:
 
 
 def assert_same(a: dict, b: dict, what: str) -> None:
-    for part in ("small", "large"):
+    for part in ("small", "large", "tokens"):
         assert a[part].keys() == b[part].keys()
         different = [name for name in a[part] if a[part][name] != b[part][name]]
         assert not different, f"{what}: {len(different)} of {len(a[part])} differ, e.g. {different[:5]}"

@@ -86,7 +86,7 @@ def test_prompts(model, sentences, mode, side):
     torch.testing.assert_close(ours["sentence_embedding"], wanted["sentence_embedding"], rtol=1e-6, atol=1e-6)
 
 
-# ---- where sentence-transformers gives something else -----------------------------------------------------------------
+# ---- where sentence-transformers gives something else ----------------------------------------------------------------
 
 
 def theirs(mode, features, **kwargs):
@@ -119,7 +119,7 @@ def test_theirs_for_a_row_without_a_token(mode, given):
 
 
 def test_theirs_for_an_empty_flattened_sequence():
-    """lasttoken gives the sequence before it."""
+    """Their lasttoken is the sequence before it."""
     features = {"token_embeddings": torch.tensor([[[1.0], [2.0]]]), "cu_seq_lens_q": torch.tensor([0, 2, 2])}
     assert theirs("lasttoken", features).ravel().tolist() == [2.0, 2.0]
     ours = TokenPooling("lasttoken")(dict(features))["sentence_embedding"].ravel()
@@ -128,7 +128,7 @@ def test_theirs_for_an_empty_flattened_sequence():
 
 
 def test_theirs_for_a_prompt_longer_than_a_flattened_sequence():
-    """mean divides by a clamped negative length; padded, the same row gives 0."""
+    """Their mean divides by a clamped negative length; padded, the same row gives 0."""
     features = {
         "token_embeddings": torch.tensor([[[1.0], [2.0], [3.0]]]),
         "cu_seq_lens_q": torch.tensor([0, 1, 3]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 
 import numpy as np
@@ -20,7 +21,7 @@ def chunks(rng, lengths):
     found = []
     for row, n in enumerate(lengths):
         cuts = np.unique(np.concatenate([[0, n], rng.integers(0, n + 1, 4)]))
-        found += [(row, int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        found += [(row, int(a), int(b)) for a, b in itertools.pairwise(cuts)]
     return [found[i] for i in rng.permutation(len(found))]
 
 

@@ -162,13 +162,11 @@ def test_layouts_agree_to_the_bit(backend, name, kwargs, dtype):
 class Alone:
     """One row as a sequence of its own."""
 
-    kwargs: dict = {}
-
     def __init__(self, row):
-        self.x = row
+        self.x, self.kwargs = row, {}
 
 
-@pytest.mark.parametrize("name", [n for n in token_oracle.NAMES])
+@pytest.mark.parametrize("name", token_oracle.NAMES)
 def test_permuting_rows_permutes_results(backend, name):
     rng = np.random.default_rng(8)
     x = rng.standard_normal((12, 50, 17)).astype(np.float32)

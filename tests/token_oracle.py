@@ -1,7 +1,7 @@
 """The independent truth of token pooling: plain loops over Python numbers, one output, one feature at a time.
 
-Nothing here imports anypool. Where a row's tokens are is worked out from the user's arguments by `which`; what they give,
-and what each of them gets of a gradient, by `value` and `shares`. Sums are `math.fsum`.
+Nothing here imports anypool. `value` is what the tokens of a row give, `shares` what each of them gets of a gradient.
+Sums are `math.fsum`.
 """
 
 from __future__ import annotations
@@ -11,29 +11,6 @@ import math
 NAMES = (
     "mean", "sum", "max", "min", "first", "last", "mean_sqrt_len", "weightedmean", "std", "lp", "gem", "logsumexp"
 )  # fmt: skip
-
-
-# ------------------------------------------------------------------- which tokens, in which order
-
-
-def which_of_mask(mask_row) -> list[int]:
-    return [t for t, counts in enumerate(mask_row) if counts]
-
-
-def which_of_length(n: int, length: int, side: str) -> list[int]:
-    return list(range(n)) if side == "right" else list(range(length - n, length))
-
-
-def which_of_offsets(offsets) -> list[list[int]]:
-    return [list(range(offsets[i], offsets[i + 1])) for i in range(len(offsets) - 1)]
-
-
-def which_of_ids(ids, n: int) -> list[list[int]]:
-    return [[t for t, s in enumerate(ids) if s == i] for i in range(n)]
-
-
-def which_of_spans(spans) -> list[list[int]]:
-    return [list(range(a, b)) for a, b in spans]
 
 
 # ------------------------------------------------------------------------------- values

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anypool import memory
 from anypool.backends import tokens_native, tokens_reference, asked_for
 from anypool.operation import as_array
 from anypool.reductions import is_float
 from anypool.runs import Runs
+from anypool.token_gradients import split_like
 from anypool.token_matrix import Matrix, matrix_at, matrix_of
 from anypool.token_reductions import TOKEN_REDUCTIONS, Term, result_dtype
-from anypool.token_gradients import split_like
 from anypool.tokens import TokenCall, empty_value, holds_tensors, run_call, runs_of, tensors
 
 Array = npt.NDArray[Any]
@@ -60,8 +61,8 @@ def attention_call(x: Any, query: Any, *, values: Any = None, scale: Any = None,
             or other.dtype != matrix.dtype
         ):
             raise ValueError(
-                f"values must have a row for each token of x and its dtype {matrix.dtype}, got {other.where} {other.dtype} "
-                f"({where})"
+                f"values must have a row for each token of x and its dtype {matrix.dtype}, "
+                f"got {other.where} {other.dtype} ({where})"
             )
     wide = tokens_native.sum_dtype(matrix.dtype)
     scaled = np.ascontiguousarray(np.atleast_2d(asked).astype(wide) * wide.type(factor))
@@ -175,7 +176,8 @@ def attention_gradient(call: AttentionCall, exact: Array, total: Array, grad: Ar
         return None
     each = np.empty((*total.shape, call.matrix.dim), wide)
     tokens_native.attend(call.matrix, call.values, call.runs, call.query, 0.0, each, None, g, known)
-    return _sum_rows(each.reshape(len(each), -1)).reshape(call.query.shape) * wide.type(call.scale)
+    total_gradient: Array = _sum_rows(each.reshape(len(each), -1)).reshape(call.query.shape) * wide.type(call.scale)
+    return total_gradient
 
 
 def _sum_rows(rows: Array) -> Array:
@@ -184,7 +186,8 @@ def _sum_rows(rows: Array) -> Array:
     matrix = matrix_at(
         rows.__array_interface__["data"][0], rows.dtype, rows.shape, [s // item for s in rows.strides], rows
     )
-    return run_call(TokenCall(matrix, runs_of(matrix), _SUM, None, 0.0, rows.dtype, True))[0]
+    added: Array = run_call(TokenCall(matrix, runs_of(matrix), _SUM, None, 0.0, rows.dtype, True))[0]
+    return added
 
 
 def _differentiate(x: Any, query: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
@@ -200,8 +203,8 @@ def _differentiate(x: Any, query: Any, **kwargs: Any) -> tuple[Any, Callable[...
         if g.shape != shape:
             raise ValueError(f"grad_y must have the result's shape {shape}, got {g.shape} ({matrix.where})")
         dtype = matrix.dtype.newbyteorder("=")
-        out = np.empty((matrix.n_rows, matrix.dim), dtype)
-        apart = np.empty((matrix.n_rows, call.values.dim), dtype) if call.separate else None
+        out = memory.empty((matrix.n_rows, matrix.dim), dtype, (0, 1))
+        apart = memory.empty((matrix.n_rows, call.values.dim), dtype, (0, 1)) if call.separate else None
         of_query = attention_gradient(call, exact, total, g.astype(call.result, copy=False), out, apart)
         assert of_query is not None
         asked = np.asarray(query)

@@ -38,8 +38,8 @@ class TokenPooling(nn.Module):
     --------
     >>> import torch
     >>> from anypool.nn_tokens import TokenPooling
-    >>> features = {"token_embeddings": torch.tensor([[[1.0], [3.0], [9.0]]]), "attention_mask": torch.tensor([[1, 1, 0]])}
-    >>> TokenPooling("mean")(features)["sentence_embedding"]
+    >>> x, mask = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]])
+    >>> TokenPooling("mean")({"token_embeddings": x, "attention_mask": mask})["sentence_embedding"]
     tensor([[2.]])
     """
 
@@ -47,9 +47,7 @@ class TokenPooling(nn.Module):
         super().__init__()
         if isinstance(config, token_config.TokenPooling):
             self.pooling = config
-        elif isinstance(config, str) and config in token_config.MODES["sentence-transformers"]:
-            self.pooling = token_config.TokenPooling.from_mode(config, "sentence-transformers")
-        elif isinstance(config, (list, tuple)):
+        elif isinstance(config, (list, tuple)) or config in list(token_config.MODES["sentence-transformers"]):
             self.pooling = token_config.TokenPooling.from_mode(config, "sentence-transformers")
         else:
             self.pooling = token_config.TokenPooling.from_sentence_transformers(config)
@@ -106,7 +104,7 @@ class TokenPooling(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Pooling by learned queries: ``y_h = Σ softmax(scale · q_h · k_t) v_t``, keys and values of the tokens projected or not.
+    """Pooling by learned queries: ``y_h = Σ softmax(scale · q_h · k_t) v_t``; keys and values may be projected.
 
     Parameters
     ----------
@@ -157,8 +155,8 @@ class AttentionPool(nn.Module):
 class AttentiveStatsPool(nn.Module):
     """Weighted mean and standard deviation of the tokens, side by side; a small network gives the weights.
 
-    ``e_t = v · tanh(W x_t + b)``, ``w = softmax(e)`` over a row's tokens, ``y = [Σ w x, √(Σ w (x - mean)²)]``: attentive
-    statistics pooling of speech frames (Okabe, Koshinaka and Shinoda, 2018).
+    ``e_t = v · tanh(W x_t + b)``, ``w = softmax(e)`` over a row's tokens, ``y = [Σ w x, √(Σ w (x - mean)²)]``: the
+    attentive statistics pooling of speech frames (Okabe, Koshinaka and Shinoda, 2018).
 
     Parameters
     ----------
@@ -181,7 +179,7 @@ class AttentiveStatsPool(nn.Module):
         self.score = nn.Sequential(nn.Linear(dim, bottleneck), nn.Tanh(), nn.Linear(bottleneck, 1, bias=False))
 
     def forward(self, x: torch.Tensor, **layout: Any) -> torch.Tensor:
-        """Pool x; ``layout`` is as in `anypool.pool_tokens`: mask, lengths, offsets, …; not spans, which may overlap."""
+        """Pool x; ``layout`` is as in `anypool.pool_tokens`: mask, lengths, offsets, … but not spans, which overlap."""
         if layout.get("spans") is not None:
             raise ValueError("AttentiveStatsPool takes no spans: a token would need a weight in each")
         e = self.score(x).squeeze(-1)

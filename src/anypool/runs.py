@@ -1,9 +1,9 @@
 """Geometry of token pooling: which rows does each output see?
 
-Every layout becomes the same list: an output is a sequence of runs, a run is ``count`` rows of one part of the data from
-``start`` on. A part is a sequence of a padded batch, all rows of a packed array, or an array of a list. What the runs of
-an output name, one after the other, are its tokens; nothing else is ever read. Nothing here knows what is done with the
-tokens, their dtype or where they are stored.
+Every layout becomes the same list: an output is a sequence of runs, a run is ``count`` rows of one part of the data
+from ``start`` on. A part is a sequence of a padded batch, all rows of a packed array, or an array of a list. What the
+runs of an output name, one after the other, are its tokens; nothing else is ever read. Nothing here knows what is done
+with the tokens, their dtype or where they are stored.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def from_offsets(offsets: Any, rows: int, where: str) -> Runs:
         raise ValueError(f"offsets must not fall, got {given[i]} before {given[i + 1]} at {i} ({where})")
     if given[-1] != rows:
         raise ValueError(
-            f"offsets must end with the number of rows, {rows}, got {given[-1]} (n segments have n + 1 offsets; {where})"
+            f"offsets must end with the number of rows, {rows}, got {given[-1]}: n segments have n + 1 ({where})"
         )
     return _one_each((len(counts),), np.zeros(len(counts), np.int64), given[:-1], counts)
 

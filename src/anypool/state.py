@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -111,8 +111,8 @@ class PoolState:
     Notes
     -----
     Sums are float64 and counts integers. Merging states in any order and any chunking agrees with pooling the whole to
-    rounding, for max, min, first and last exactly. What depends on a token's place in its row (weightedmean, first, last,
-    an index, equal values) needs ``start`` in `update` where a row is spread over several states.
+    rounding, for max, min, first and last exactly. What depends on a token's place in its row (weightedmean, first,
+    last, an index, equal values) needs ``start`` in `update` where a row is spread over several states.
 
     States can be pickled. They hold arrays of the size of the result and nothing of the tokens.
 
@@ -266,9 +266,11 @@ class PoolState:
         if self.dtype is None:
             self.dtype, self.dim = matrix.dtype.newbyteorder("="), matrix.dim
             width = matrix.dim if values is None else int(np.shape(values)[-1])
-            self.partials = [
-                {"value": np.zeros((0, len(np.atleast_2d(self.query)), width)), "log": np.zeros((0, len(np.atleast_2d(self.query))))}
-            ] if self.query is not None else [_identity(t, 0, self.dim) for t in self.terms]  # fmt: skip
+            if self.query is None:
+                self.partials = [_identity(t, 0, self.dim) for t in self.terms]
+            else:
+                heads = len(np.atleast_2d(self.query))
+                self.partials = [{"value": np.zeros((0, heads, width)), "log": np.zeros((0, heads))}]
         elif matrix.dim != self.dim or matrix.dtype.newbyteorder("=") != self.dtype:
             raise ValueError(
                 f"x must have {self.dim} features of {self.dtype} as before, got {matrix.dtype} ({matrix.where})"
@@ -292,11 +294,12 @@ class PoolState:
         return [_identity(t, rows, self.dim) for t in self.terms]
 
     def _merge_rows(self, rows: Ints, new: list[Partial]) -> None:
-        merges: list[Callable[[Partial, Partial], Partial]]
-        merges = [_merge_attention] if self.attention else [lambda a, b, t=t: _merge(t, a, b) for t in self.terms]  # type: ignore[misc]
+        terms: Sequence[Term | None] = [None] if self.attention else self.terms
         with np.errstate(all="ignore"):
-            for merge, old, add in zip(merges, self.partials, new, strict=True):
-                for name, a in merge({k: v[rows] for k, v in old.items()}, add).items():
+            for term, old, add in zip(terms, self.partials, new, strict=True):
+                seen = {k: v[rows] for k, v in old.items()}
+                merged = _merge_attention(seen, add) if term is None else _merge(term, seen, add)
+                for name, a in merged.items():
                     old[name][rows] = a
 
     def _attend(self, matrix: Matrix, values: Any, runs: Any) -> list[Partial]:
@@ -345,12 +348,11 @@ class PoolState:
 
 
 def _weight(reduction: TokenReduction, runs: Any, call: TokenCall) -> Array:
-    n = runs.tokens.astype(np.float64)
-    if reduction.keep == "positions":
-        weight: Array = n * (n + 1) / 2 + runs.skipped * n
-        return weight
     if reduction.keep in ("weighted", "weighted_moments"):
         return weight_sums(call)
+    n: Array = runs.tokens.astype(np.float64)
+    if reduction.keep == "positions":
+        n = n * (n + 1) / 2 + runs.skipped * n
     return n
 
 

@@ -56,7 +56,7 @@ class TokenPooling:
     Examples
     --------
     >>> import anypool as ap
-    >>> pooling = ap.TokenPooling.from_sentence_transformers({"word_embedding_dimension": 2, "pooling_mode_cls_token": True})
+    >>> pooling = ap.TokenPooling.from_sentence_transformers({"pooling_mode_cls_token": True})
     >>> print(pooling)
     first (pooling_mode_cls_token in the configuration given)
     >>> pooling([[[1.0, 2.0], [3.0, 4.0]]], mask=[[0, 1]])
@@ -105,7 +105,7 @@ class TokenPooling:
         if system not in MODES:
             raise ValueError(f"system must be one of {', '.join(MODES)}, got {system!r}")
         known = MODES[system]
-        names = [mode] if isinstance(mode, str) else list(mode) if isinstance(mode, (list, tuple)) else [mode]
+        names: list[Any] = list(mode) if isinstance(mode, (list, tuple)) else [mode]
         for name in names:
             if name not in known:
                 raise ValueError(f"mode must be one of {', '.join(known)} of {system}, got {name!r}")

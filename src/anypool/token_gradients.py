@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anypool import memory
 from anypool.backends import tokens_native, tokens_reference
 from anypool.reductions import is_float
 from anypool.runs import Ints, Runs
@@ -135,7 +136,8 @@ def _token_rows(call: TokenCall) -> Ints:
     """Return the number of the row of every token, output after output."""
     count, first = call.runs.count, call.matrix.numbers(call.runs)
     before = np.cumsum(count) - count
-    return np.arange(count.sum(), dtype=np.int64) + np.repeat(first - before, count)
+    rows: Ints = np.arange(count.sum(), dtype=np.int64) + np.repeat(first - before, count)
+    return rows
 
 
 def _dots(call: TokenCall, a: Any, b: Any, m: Any) -> Array:
@@ -183,7 +185,7 @@ def gradient_memory(out: Array | None, shape: tuple[int, int], matrix: Matrix) -
     """Return memory for a gradient: new, or the caller's as rows."""
     dtype = matrix.dtype.newbyteorder("=")
     if out is None:
-        return np.empty(shape, dtype)
+        return memory.empty(shape, dtype, (0, 1))
     wanted = (*matrix.leading, int(matrix.rows[0]) if len(matrix.rows) else 0, matrix.dim)
     if (
         not isinstance(out, np.ndarray)

@@ -1,7 +1,7 @@
 """Layout of token pooling: a user's array, or list of arrays, as parts of rows; nothing is copied.
 
-A row is ``dim`` elements, ``col`` apart; part ``i`` has ``rows[i]`` of them, ``row`` apart, from ``base[i]`` on. So batches
-of any rank, transposed and sliced arrays, packed arrays and lists of arrays are alike to the kernels.
+A row is ``dim`` elements, ``col`` apart; part ``i`` has ``rows[i]`` of them, ``row`` apart, from ``base[i]`` on. So
+batches of any rank, transposed and sliced arrays, packed arrays and lists of arrays are alike to the kernels.
 """
 
 from __future__ import annotations

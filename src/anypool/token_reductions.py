@@ -1,7 +1,8 @@
 """Algebra of token pooling: what is done with the tokens of an output?
 
-A reduction is a declaration: what is kept of the tokens seen so far, how that becomes a result, and what each token gets
-of the gradient. The names of these parts are those of ``src/native/token_plan.hpp``; the reference backend has the same.
+A reduction is a declaration: what is kept of the tokens seen so far, how that becomes a result, and what each token
+gets of the gradient. The names of these parts are those of ``src/native/token_plan.hpp``; the reference backend has the
+same.
 """
 
 from __future__ import annotations
@@ -155,4 +156,4 @@ def result_dtype(terms: tuple[Term, ...], x: np.dtype[Any], wanted: Any, where: 
         raise TypeError(f"dtype must be a NumPy dtype, got {wanted!r} ({where})") from error
     if not is_float(asked):
         raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {asked} ({where})")
-    return asked
+    return asked  # type: ignore[no-any-return]

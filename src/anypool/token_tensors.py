@@ -15,7 +15,7 @@ import torch
 
 from anypool import _native
 from anypool.attention import attend_known, attention_call, attention_gradient
-from anypool.backends import tokens_native, wanted_backend
+from anypool.backends import tokens_native, asked_for
 from anypool.token_gradients import Known, run_known, weights_gradient, write_gradient
 from anypool.token_matrix import Matrix, matrix_at, matrix_of
 from anypool.token_reductions import names_of, terms_of
@@ -60,7 +60,7 @@ def _matrix(x: torch.Tensor) -> Matrix:
 
 def natively() -> bool:
     """Whether kernels of ours write into tensors' own memory."""
-    return bool(_native.isa()) and wanted_backend() != "reference"
+    return bool(_native.isa()) and asked_for() != "reference"
 
 
 def _array(t: torch.Tensor | None) -> Any:
@@ -104,7 +104,7 @@ _ARGUMENTS = (
     "Tensor x, str reduction, str layout, Tensor? where, str side, int segments, int prefix, Tensor? prefixes, "
     "Tensor? weights, float p, float r, float eps, float empty"
 )
-_LIBRARY = torch.library.Library("anypool_tokens", "DEF")
+_LIBRARY: Any = torch.library.Library("anypool_tokens", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(f"reduce({_ARGUMENTS}) -> Tensor")
 _LIBRARY.define(f"reduce_known({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 _LIBRARY.define(
@@ -114,8 +114,8 @@ _LIBRARY.define(
 
 def _call(x: Any, reduction: str, layout: str, where: Any, side: str, segments: int, prefix: int, prefixes: Any,
           weights: Any, p: float, r: float, eps: float, empty: float) -> TokenCall:  # fmt: skip
-    call = call_of(_matrix(x), reduction.split("+"), weights=_array(weights), norm_type=None if p < 0 else p, r=r, eps=eps,
-                   empty=empty, **_layout(layout, where, side, segments, prefix, prefixes))  # fmt: skip
+    call = call_of(_matrix(x), reduction.split("+"), weights=_array(weights), norm_type=None if p < 0 else p, r=r,
+                   eps=eps, empty=empty, **_layout(layout, where, side, segments, prefix, prefixes))  # fmt: skip
     return replace(call, result=tokens_native.sum_dtype(_dtype(x)))  # rounded to a half by PyTorch
 
 
@@ -340,7 +340,8 @@ def _unnested(x: Any, kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, A
             raise ValueError(
                 f"nested x must be jagged, (rows, tokens, features), got {x.layout} with {x.dim()} dimensions"
             )
-        values, offsets, lengths = x.values(), x.offsets(), x.lengths()
+        jagged: Any = x
+        values, offsets, lengths = jagged.values(), jagged.offsets(), jagged.lengths()
         if lengths is None:
             return values, kwargs | {"offsets": offsets}
         return values, kwargs | {"spans": torch.stack([offsets[:-1], offsets[:-1] + lengths], -1)}
@@ -404,4 +405,5 @@ def attention_pool(
         x, values = x.to(dtype), None if values is None else values.to(dtype)
     factor = 1 / math.sqrt(x.shape[-1]) if scale is None else float(scale)
     asked = _tensor("query", query, x)
-    return torch.ops.anypool_tokens.attend(x, asked, values, *_given(x, layout), factor, float(empty))[0]  # type: ignore[no-any-return]
+    found = torch.ops.anypool_tokens.attend(x, asked, values, *_given(x, layout), factor, float(empty))
+    return found[0]  # type: ignore[no-any-return]

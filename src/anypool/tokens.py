@@ -142,7 +142,8 @@ def run_call(call: TokenCall, winners: Sequence[Array | None] | None = None) -> 
 def pool_tokens(x: Any, reduction: str | Sequence[str], *, mask: Any = None, lengths: Any = None, side: str = "right",
                 offsets: Any = None, segment_ids: Any = None, num_segments: int | None = None, spans: Any = None,
                 weights: Any = None, exclude_prefix: Any = None, empty: float = math.nan,
-                norm_type: float | None = None, r: float = 1.0, eps: float = 1e-6, dtype: Any = None) -> Any:  # fmt: skip
+                norm_type: float | None = None, r: float = 1.0, eps: float = 1e-6,
+                dtype: Any = None) -> Any:  # fmt: skip
     """Pool the tokens of each row, segment or span into one vector: ``y[o] = reduce of x[t] over the tokens t of o``.
 
     Parameters

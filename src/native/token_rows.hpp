@@ -23,24 +23,25 @@ ANYPOOL_INLINE Vec<A, L> load_as(const T* p) {
     return A(widen(*p));
   } else if constexpr (kSame<A, double> && !kSame<T, double>) {
     return __builtin_convertvector(load_as<T, float, L>(p), Vec<double, L>);
-#if !defined(__F16C__)
-  } else if constexpr (kSame<T, f16>) {
-    Vec<A, L> v;
-    for (int i = 0; i < L; ++i) v[i] = widen(p[i]);
-    return v;
-#else
 #if defined(__AVX512F__)
   } else if constexpr (kSame<T, f16> && L == 16) {  // in one: what is put together in memory waits for its halves
     return (Vec<A, L>)_mm512_maskz_cvtph_ps(__mmask16(-1), load<__m256i>(p));
   } else if constexpr (kSame<T, bf16> && L == 16) {
     const __m512i bits = _mm512_maskz_cvtepu16_epi32(__mmask16(-1), load<__m256i>(p));
     return (Vec<A, L>)_mm512_maskz_slli_epi32(__mmask16(-1), bits, 16);
+#elif defined(__F16C__)
+  } else if constexpr (kSame<T, f16> && L == 16) {
+    const __m256 halves[] = {_mm256_cvtph_ps(load<__m128i>(p)), _mm256_cvtph_ps(load<__m128i>(p + 8))};
+    return load<Vec<A, L>>(halves);
 #endif
-  } else if constexpr (kSame<T, f16> && L < 8) {
+#if defined(__F16C__)
+  } else if constexpr (kSame<T, f16> && L == 8) {
+    return (Vec<A, L>)_mm256_cvtph_ps(load<__m128i>(p));
+#endif
+  } else if constexpr (kSame<T, f16>) {
     Vec<A, L> v;
     for (int i = 0; i < L; ++i) v[i] = widen(p[i]);
     return v;
-#endif
   } else {
     return Numbers<T, A, L>::wide(load<typename Numbers<T, A, L>::Raw>(p));
   }

@@ -1,7 +1,7 @@
 """Token pooling in NumPy, one output after the other: what the reductions mean, to be read.
 
-It runs everything, integers too. Sums are float64; an output's tokens are gathered first, so it never matters where they
-lie.
+It runs everything, integers too. Sums are float64; an output's tokens are gathered first, so it never matters where
+they lie.
 """
 
 from __future__ import annotations
@@ -68,11 +68,13 @@ def winners_of(x: Array, keep: str) -> Array:
     nan = lifted != lifted
     found = lifted.argmin(0) if keep == "min" else lifted.argmax(0)  # of a NaN the first
     last = len(x) - 1 - nan[::-1].argmax(0)
-    return np.where(nan.any(0), last, found)
+    places: Array = np.where(nan.any(0), last, found)
+    return places
 
 
 def _winner(x: Array, keep: str) -> Array:
-    return np.take_along_axis(x, winners_of(x, keep)[None], 0)[0]  # of zeros of both signs the first
+    best: Array = np.take_along_axis(x, winners_of(x, keep)[None], 0)[0]  # of zeros of both signs the first
+    return best
 
 
 def _weights(term: Term, runs: Runs, output: int, n: int, given: Array | None) -> Array:
@@ -131,7 +133,8 @@ def _gift(term: Term, x: Array, w: Array, a: Array, b: Array | None, by: float, 
         return np.where(k == (0 if give == "first" else len(x) - 1), a, 0.0)
     assert b is not None
     if give in ("deviation", "weighted_deviation"):
-        return w * a * (x - b)
+        share: Array = w * a * (x - b)
+        return share
     if give == "power":
         if term.p == 1:
             return a * np.sign(x)

@@ -1,4 +1,4 @@
-"""The commands `pool`, `demo`, `info` and `bench-model`: arguments in, one readable line (or one JSON object) out."""
+"""The commands `pool`, `tokens`, `demo`, `info` and `bench-model`: arguments in, one readable line (or one JSON object) out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 import anypool as ap
 from anypool.cli import arguments, files, timing
 from anypool.cli.files import Array, InputError, Source
+from anypool.token_reductions import TOKEN_REDUCTIONS
 
 FIGURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 
@@ -43,6 +44,21 @@ Dtype = Annotated[str | None, typer.Option(metavar="NAME", help="Dtype of the re
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Show = Annotated[str | None, typer.Option(metavar="FIG.png", help="Draw a few windows and the outputs they make.")]
 Folder = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the figures; made if missing.")]
+
+TokensIn = Annotated[
+    str,
+    typer.Argument(metavar="IN", help=".npy, .npz, .safetensors (x; mask, lengths or offsets), .parquet, .arrow."),
+]
+TokensOut = Annotated[str, typer.Argument(metavar="OUT", help="File to write: .npy or .parquet.")]
+Mode = Annotated[
+    str, typer.Option(metavar="NAME", help=f"One of {', '.join(TOKEN_REDUCTIONS)}, or several with commas.")
+]
+MaskFile = Annotated[str | None, typer.Option(metavar="FILE.npy", help="Which tokens count, 0 or 1 for each.")]
+LengthsFile = Annotated[str | None, typer.Option(metavar="FILE.npy", help="Tokens of each row; the rest is padding.")]
+OffsetsFile = Annotated[str | None, typer.Option(metavar="FILE.npy", help="Where the rows of packed tokens begin.")]
+Column = Annotated[str | None, typer.Option(metavar="NAME", help="The table's column of vectors, if not the only one.")]
+Prefix = Annotated[int | None, typer.Option(metavar="N", help="Leave out each row's first N tokens, a prompt.")]
+Batch = Annotated[int, typer.Option(metavar="ROWS", help="Rows of a table read at a time.")]
 
 app = typer.Typer(
     help="Pooling for images and arrays: max, mean, lp, ... over windows of any size.",
@@ -108,6 +124,47 @@ def pool(
     for note in source.notes:
         typer.echo(f"anypool: note: {source_path}: {note}", err=True)
     typer.echo(json.dumps(report, allow_nan=False) if as_json else _line(report))
+
+
+@app.command()
+def tokens(
+    source_path: TokensIn,
+    target_path: TokensOut,
+    mode: Mode = "mean",
+    mask: MaskFile = None,
+    lengths: LengthsFile = None,
+    offsets: OffsetsFile = None,
+    column: Column = None,
+    exclude_prefix: Prefix = None,
+    norm_type: NormType = None,
+    r: Sharpness = None,
+    batch: Batch = 1024,
+    as_json: Json = False,
+) -> None:
+    """Pool token vectors to one vector a row: mean, max, last, ... of the tokens that count."""
+    from anypool.cli import tokens as token_files
+
+    target = files.check_output(target_path, "OUT", token_files.OUTPUTS)
+    options: dict[str, Any] = {}
+    if exclude_prefix is not None:
+        options["exclude_prefix"] = exclude_prefix
+    if norm_type is not None:
+        options["norm_type"] = arguments.number("--norm-type", norm_type)
+    if r is not None:
+        options["r"] = arguments.number("--r", r)
+    if batch < 1:
+        raise InputError(f"--batch must be >= 1, got {batch}")
+    layout = {"mask": mask, "lengths": lengths, "offsets": offsets}
+    done = token_files.run(source_path, target, mode.split(","), layout, column, batch, options)
+    if as_json:
+        report = {**vars(done), "shape": list(done.shape), "output": str(target), "mode": mode.split(",")}
+        typer.echo(json.dumps(report))
+        return
+    counted = f", {done.tokens:,} tokens" if done.tokens else ""
+    typer.echo(
+        f"{done.source} -> {target} {done.shape} {done.dtype}: {mode}; {done.rows:,} rows{counted}; "
+        f"{done.seconds * 1e3:.1f} ms"
+    )
 
 
 @app.command()
