@@ -198,6 +198,19 @@ def test_several_at_once_are_each_alone(backend, several):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=laid.name)
 
 
+def test_lists_of_arrays_of_any_strides(backend):
+    """An empty array or one of a single row says nothing about strides, wherever it stands."""
+    rng = np.random.default_rng(15)
+    whole = rng.standard_normal((40, 12))
+    kinds = [whole[:0], whole[3:4], whole[5:9], np.asfortranarray(whole[9:20]), whole[20:40:3], whole[39:20:-2]]
+    for order in itertools.permutations(range(6), 3):
+        rows = [kinds[i][:, :7] for i in order] + [kinds[i][:, 1:8] for i in order]
+        got = ap.pool_tokens(rows, ["sum", "last"], empty=0.0)
+        for row, y in zip(rows, got, strict=True):
+            np.testing.assert_allclose(y[:7], row.sum(0), atol=1e-12)
+            assert np.array_equal(y[7:], row[-1] if len(row) else np.zeros(7))
+
+
 def test_names_may_be_repeated_and_aliased(backend):
     x = np.arange(12.0).reshape(4, 3)
     assert ap.pool_tokens(x, ["cls", "first", "avg", "mean"]).tolist() == [

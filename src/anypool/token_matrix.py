@@ -125,13 +125,15 @@ def _of_list(arrays: list[Array]) -> Matrix:
                 f"got {a.shape} {a.dtype} at {i}"
             )
     item = lead.itemsize
-    if len({a.strides for a in arrays}) > 1:
+    # The strides of all that have a step to make; of arrays with no row or one they say nothing.
+    row, col = next((a.strides for a in arrays if len(a) > 1), (lead.shape[1] * item, item))
+    if any((a.strides != (row, col) if len(a) > 1 else a.strides[1] != col) for a in arrays if len(a)):
         arrays = [np.ascontiguousarray(a) for a in arrays]
+        row, col = lead.shape[1] * item, item
     addresses = [_address(a) for a in arrays]
     base = np.array([(a - addresses[0]) // item for a in addresses], np.int64)
     rows = np.array([len(a) for a in arrays], np.int64)
-    row, col = (s // item for s in arrays[0].strides)
-    return Matrix(addresses[0], lead.dtype, lead.shape[1], row, col, base, rows, (len(arrays),), arrays,
+    return Matrix(addresses[0], lead.dtype, lead.shape[1], row // item, col // item, base, rows, (len(arrays),), arrays,
                   f"x: {len(arrays)} arrays (…, {lead.shape[1]})")  # fmt: skip
 
 
