@@ -30,11 +30,14 @@ class Attention {
   const i64 state_bytes;
 
   Attention(const AttentionPlan& p, char* scratch)
-      : p_(p), arena_{reinterpret_cast<uintptr_t>(scratch)},
+      : p_(p),
+        arena_{reinterpret_cast<uintptr_t>(scratch)},
         keys_(p.runs, p.x, p.runs.offset, p.row, p.col, 0, p.dim, arena_),
         values_(p.runs, p.values, p.value_offset, p.value_row, p.value_col, 0, p.value_dim, arena_),
-        separate_(p.values != p.x), width_(p.grad ? p.dim : p.value_dim),
-        head_bytes_(64 + round_up(width_ * i64(sizeof(A)), 64)), state_bytes(p.heads * head_bytes_) {}
+        separate_(p.values != p.x),
+        width_(p.grad ? p.dim : p.value_dim),
+        head_bytes_(64 + round_up(width_ * i64(sizeof(A)), 64)),
+        state_bytes(p.heads * head_bytes_) {}
   Arena& arena() { return arena_; }
 
   void seek(i64 output, i64 first) {

@@ -83,14 +83,21 @@ void gradient(const Numbers& shape, const Numbers& runs, const Numbers& arrays, 
   GradientPlan p{};
   p.in = dtype(shape[0]), p.dim = shape[1], p.row = shape[2], p.col = shape[3], p.rows = shape[4];
   p.n_runs = runs[0];
-  const i64** const fields[] = {&p.offset, &p.count, &p.flat,   &p.output, &p.ordinal,
+  const i64** const fields[] = {&p.offset, &p.count,       &p.flat,   &p.output, &p.ordinal,
                                 &p.list,   &p.list_bounds, &p.tokens, &p.skipped};
   for (int i = 0; i < 9; ++i) *fields[i] = pointer<const i64>(runs[size_t(i) + 1]);
   p.x = pointer<void>(arrays[0]), p.weights = pointer<const double>(arrays[1]), p.grad = pointer<void>(arrays[2]);
   p.around_cache = around_cache;
   for (const auto& [give, power, eps, a, b, a_row, b_row, by, winners] : terms)
-    p.term[p.n_terms++] = {static_cast<Give>(give), power, eps, pointer<void>(a), pointer<void>(b), a_row, b_row,
-                           pointer<const double>(by), pointer<const int32_t>(winners)};
+    p.term[p.n_terms++] = {static_cast<Give>(give),
+                           power,
+                           eps,
+                           pointer<void>(a),
+                           pointer<void>(b),
+                           a_row,
+                           b_row,
+                           pointer<const double>(by),
+                           pointer<const int32_t>(winners)};
   if (!attention.empty()) {
     expect(attention, 10);
     p.heads = attention[0], p.value_dim = attention[1], p.value_row = attention[2], p.value_col = attention[3];

@@ -53,14 +53,17 @@ class Gradient {
   Arena arena_;
   double *sum_, *value_sum_;
   T *line_, *zeros_, *gathered_, *gathered_values_;
-  bool uniform_ = true, reads_ = false;
+  bool uniform_ = true, reads_ = false, won_;
   RowWriter<T> writer_, value_writer_;
 
  public:
   Gradient(const GradientPlan& p, char* scratch)
-      : p_(p), arena_{reinterpret_cast<uintptr_t>(scratch)}, writer_(p.grad, p.dim, p.around_cache),
+      : p_(p),
+        arena_{reinterpret_cast<uintptr_t>(scratch)},
+        writer_(p.grad, p.dim, p.around_cache),
         value_writer_(p.grad_values, p.value_dim, p.around_cache) {
     const i64 width = higher(p.dim, p.value_dim);
+    won_ = p.n_terms == 1 && p.term[0].give == Give::select;
     sum_ = arena_.take_array<double>(width);
     value_sum_ = arena_.take_array<double>(width);
     line_ = arena_.take_array<T>(width);
@@ -110,7 +113,10 @@ class Gradient {
     for (; row < end; ++row) {
       while (r < p_.n_runs && p_.flat[r] + p_.count[r] <= row) ++r;
       const bool seen = r < p_.n_runs && p_.flat[r] <= row;
-      if (!seen || !uniform_ || made != p_.output[r]) {
+      if (seen && won_) {
+        take(r, p_.ordinal[r] + row - p_.flat[r]);
+        writer_.write(row, line_);
+      } else if (!seen || !uniform_ || made != p_.output[r]) {
         if (seen) clear(), add(r, row);
         if (seen && uniform_) made = p_.output[r];
         write(row, seen);
@@ -120,6 +126,13 @@ class Gradient {
     }
   }
 
+  // Of a single max or min, and one output a row: nothing is added up.
+  void take(i64 r, i64 k) {
+    const i64 o = p_.output[r];
+    const A* a = static_cast<const A*>(p_.term[0].a) + o * p_.term[0].a_row;
+    const int32_t *winner = p_.term[0].winners + o * p_.dim, place = int32_t(k);
+    for (i64 c = 0; c < p_.dim; ++c) narrow(line_[c], winner[c] == place ? a[c] : A(0));
+  }
   void clear() {
     for (i64 c = 0; c < p_.dim; ++c) sum_[c] = -0.0;  // adds nothing, not even a sign
     if (p_.grad_values)
@@ -169,12 +182,12 @@ class Gradient {
         return each([=](i64 c) { return double(a[c]) * w / by; });
       }
       case Give::select: {
-        const int32_t* winner = t.winners + o * p_.dim;
-        return each([=](i64 c) { return winner[c] == k ? double(a[c]) : 0.0; });
+        const int32_t *winner = t.winners + o * p_.dim, place = int32_t(k);  // as wide as what it is compared with
+        return each([=](i64 c) { return winner[c] == place ? double(a[c]) : 0.0; });
       }
       case Give::largest: {
-        const int32_t* winner = t.winners + o * p_.dim;
-        return each([=](i64 c) { return winner[c] == k ? double(a[c]) * sign(x[c]) : 0.0; });
+        const int32_t *winner = t.winners + o * p_.dim, place = int32_t(k);
+        return each([=](i64 c) { return winner[c] == place ? double(a[c]) * sign(x[c]) : 0.0; });
       }
       case Give::first:
       case Give::last: {

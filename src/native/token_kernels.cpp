@@ -48,14 +48,13 @@ void combine(const TokenPlan& p, i64 output, i64 pieces, i64 piece_tokens, i64 c
   with_float(p.in, [&](auto tag) {
     Reducer<typename decltype(tag)::type> machine(p, column, width, scratch);
     Tree tree(machine.arena(), machine.state_bytes, pieces);
-    machine.finish(output, fold_pieces(machine, tree, p.runs.tokens[output], pieces, piece_tokens, partials,
-                                       machine.state_bytes));
+    machine.finish(
+        output, fold_pieces(machine, tree, p.runs.tokens[output], pieces, piece_tokens, partials, machine.state_bytes));
   });
 }
 
 i64 attention_state_bytes(const AttentionPlan& p) {
-  return with_float(p.in,
-                    [&](auto tag) { return Attention<typename decltype(tag)::type>(p, nullptr).state_bytes; });
+  return with_float(p.in, [&](auto tag) { return Attention<typename decltype(tag)::type>(p, nullptr).state_bytes; });
 }
 i64 attention_scratch_bytes(const AttentionPlan& p, i64 tokens) {
   return with_float(p.in, [&](auto tag) {
@@ -77,14 +76,13 @@ void attend_combine(const AttentionPlan& p, i64 output, i64 pieces, i64 piece_to
   with_float(p.in, [&](auto tag) {
     Attention<typename decltype(tag)::type> machine(p, scratch);
     Tree tree(machine.arena(), machine.state_bytes, pieces);
-    machine.finish(output, fold_pieces(machine, tree, p.runs.tokens[output], pieces, piece_tokens, partials,
-                                       machine.state_bytes));
+    machine.finish(
+        output, fold_pieces(machine, tree, p.runs.tokens[output], pieces, piece_tokens, partials, machine.state_bytes));
   });
 }
 
 i64 gradient_scratch_bytes(const GradientPlan& p) {
-  return with_float(p.in,
-                    [&](auto tag) { return Gradient<typename decltype(tag)::type>(p, nullptr).scratch_bytes(); });
+  return with_float(p.in, [&](auto tag) { return Gradient<typename decltype(tag)::type>(p, nullptr).scratch_bytes(); });
 }
 void gradient(const GradientPlan& p, i64 begin, i64 end, char* scratch) {
   with_float(p.in, [&](auto tag) { Gradient<typename decltype(tag)::type>(p, scratch).run(begin, end); });
@@ -96,9 +94,17 @@ void dots(const DotPlan& p, i64 begin, i64 end, const i64* first, char* scratch)
 }  // namespace
 
 extern const TokenKernels ANYPOOL_NAME(kTokenKernels_, ANYPOOL_LEVEL);
-const TokenKernels ANYPOOL_NAME(kTokenKernels_, ANYPOOL_LEVEL) = {
-    ANYPOOL_TEXT(ANYPOOL_LEVEL), state_bytes,    scratch_bytes, reduce,
-    combine,                     attention_state_bytes, attention_scratch_bytes, attend,
-    attend_combine,              gradient_scratch_bytes, gradient, dots};
+const TokenKernels ANYPOOL_NAME(kTokenKernels_, ANYPOOL_LEVEL) = {ANYPOOL_TEXT(ANYPOOL_LEVEL),
+                                                                  state_bytes,
+                                                                  scratch_bytes,
+                                                                  reduce,
+                                                                  combine,
+                                                                  attention_state_bytes,
+                                                                  attention_scratch_bytes,
+                                                                  attend,
+                                                                  attend_combine,
+                                                                  gradient_scratch_bytes,
+                                                                  gradient,
+                                                                  dots};
 
 }  // namespace anypool

@@ -61,8 +61,8 @@ struct TokenPlan {
   const void* x;
   void* y;
   i64 y_row;
-  const double* weights;    // by number of row
-  const i64* skipped;       // tokens of an output that stand before its first one here: positions count them; or null
+  const double* weights;  // by number of row
+  const i64* skipped;     // tokens of an output that stand before its first one here: positions count them; or null
   double empty;
   int32_t n_terms, n_results;
   TokenTerm term[kMaxTerms];
@@ -77,13 +77,13 @@ struct AttentionPlan {
   Runs runs;
   const i64* value_offset;
   const void *x, *values;
-  const void* query;   // (heads, dim), already scaled; float, or double if x is
+  const void* query;  // (heads, dim), already scaled; float, or double if x is
   i64 heads;
-  void* y;             // (outputs, heads, value_dim)
-  double* logsumexp;   // (outputs, heads) of the scores, or null
+  void* y;            // (outputs, heads, value_dim)
+  double* logsumexp;  // (outputs, heads) of the scores, or null
   // The gradient of the query: the sums over each output's tokens of ds * x. Null: the result itself.
-  const void* grad;    // (outputs, heads, value_dim), float or double as the query
-  const double* known; // logsumexp, then grad . y: (outputs, heads, 2)
+  const void* grad;     // (outputs, heads, value_dim), float or double as the query
+  const double* known;  // logsumexp, then grad . y: (outputs, heads, 2)
   double empty;
 };
 

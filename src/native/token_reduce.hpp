@@ -113,7 +113,10 @@ class Reducer {
   const i64 state_bytes;
 
   Reducer(const TokenPlan& p, i64 column, i64 width, char* scratch)
-      : p_(p), column_(column), n_(width), arena_{reinterpret_cast<uintptr_t>(scratch)},
+      : p_(p),
+        column_(column),
+        n_(width),
+        arena_{reinterpret_cast<uintptr_t>(scratch)},
         reader_(p.runs, p.x, p.runs.offset, p.row, p.col, column, width, arena_),
         state_bytes(state_bytes_of(p, width, sizeof(A))) {
     shift_ = arena_.take_array<double>(width);
@@ -201,12 +204,13 @@ class Reducer {
     over_row<V>(reader_.row[0], n_, [&](i64 c, auto v, auto k) { put(a + c, lift(v, k, 0)); }, ahead_);
     i64 i = 1;
     for (; i + 4 <= n; i += 4) {
-      over_four_rows<V>(reader_.row + i, n_, ahead_ ? reader_.row[i + 3] + n_ : nullptr, [&](i64 c, auto v0, auto v1, auto v2, auto v3, auto k) {
-        auto s = merge(at(a + c, k), lift(v0, k, i));
-        s = merge(s, lift(v1, k, i + 1));
-        s = merge(s, lift(v2, k, i + 2));
-        put(a + c, merge(s, lift(v3, k, i + 3)));
-      });
+      over_four_rows<V>(reader_.row + i, n_, ahead_ ? reader_.row[i + 3] + n_ : nullptr,
+                        [&](i64 c, auto v0, auto v1, auto v2, auto v3, auto k) {
+                          auto s = merge(at(a + c, k), lift(v0, k, i));
+                          s = merge(s, lift(v1, k, i + 1));
+                          s = merge(s, lift(v2, k, i + 2));
+                          put(a + c, merge(s, lift(v3, k, i + 3)));
+                        });
     }
     for (; i < n; ++i)
       over_row<V>(
@@ -230,15 +234,18 @@ class Reducer {
         return v;
     };
     if (!winners)
-      return merge_rows(s.a, n, [&](auto v, auto k, i64) { return lifted(v, k); },
-                        [](auto l, auto r) { return Better::best(l, r); });
+      return merge_rows(
+          s.a, n, [&](auto v, auto k, i64) { return lifted(v, k); }, [](auto l, auto r) { return Better::best(l, r); });
     over_row<A>(reader_.row[0], n_, [&](i64 c, auto v, auto k) { put(s.a + c, lifted(v, k)); });
     for (i64 c = 0; c < n_; ++c) s.winner[c] = int32_t(ordinal);
     for (i64 i = 1; i < n; ++i)
-      over_row<A>(reader_.row[i], n_, [&](i64 c, auto v, auto k) {
-        constexpr int L = decltype(k)::n;
-        select<Better, A, L>(s.a + c, s.winner + c, lifted(v, k), Vec<int32_t, L>{} + int32_t(ordinal + i), k);
-      }, ahead_);
+      over_row<A>(
+          reader_.row[i], n_,
+          [&](i64 c, auto v, auto k) {
+            constexpr int L = decltype(k)::n;
+            select<Better, A, L>(s.a + c, s.winner + c, lifted(v, k), Vec<int32_t, L>{} + int32_t(ordinal + i), k);
+          },
+          ahead_);
   }
   // Mean and sum of squared distances of a chunk, from sums of distances to its first token: of no more than kChunk
   // distances one is at least as large as that to the mean, so the subtraction below loses few bits.
@@ -249,13 +256,16 @@ class Reducer {
     for (i64 i = 1; i < n; ++i) {
       const T* origin = reader_.row[0];
       const A w = A(weight(i));
-      over_row<A>(reader_.row[i], n_, [&](i64 c, auto v, auto k) {
-        constexpr int L = decltype(k)::n;
-        const auto d = v - load_as<T, A, L>(origin + c);
-        const auto wd = Weighted ? d * w : d;
-        put(first + c, at(first + c, k) + wd);
-        put(second + c, at(second + c, k) + wd * d);
-      }, ahead_);
+      over_row<A>(
+          reader_.row[i], n_,
+          [&](i64 c, auto v, auto k) {
+            constexpr int L = decltype(k)::n;
+            const auto d = v - load_as<T, A, L>(origin + c);
+            const auto wd = Weighted ? d * w : d;
+            put(first + c, at(first + c, k) + wd);
+            put(second + c, at(second + c, k) + wd * d);
+          },
+          ahead_);
     }
     const double by = *s.weight == 0 ? 0 : 1 / *s.weight;
     over_row<double>(reader_.row[0], n_, [&](i64 c, auto origin, auto k) {
@@ -275,7 +285,8 @@ class Reducer {
     };
     if (p == 1) return merge_rows(b, n, base, kAdd);
     if (p == 2) return merge_rows(b, n, [=](auto v, auto k, i64) { return base(v, k, 0) * base(v, k, 0); }, kAdd);
-    if (p == 3) return merge_rows(b, n, [=](auto v, auto k, i64) { return base(v, k, 0) * base(v, k, 0) * base(v, k, 0); }, kAdd);
+    if (p == 3)
+      return merge_rows(b, n, [=](auto v, auto k, i64) { return base(v, k, 0) * base(v, k, 0) * base(v, k, 0); }, kAdd);
     const auto raise = [=](auto v, auto k, i64) {
       constexpr int L = decltype(k)::n;
       auto u = base(v, k, 0);
@@ -403,8 +414,7 @@ class Reducer {
       case TokenFinish::log:
         for (i64 c = 0; c < n_; ++c) line_[c] = (s.b[c] + log(s.c[c])) / p;
         break;
-      default:
-        return t.keep >= Keep::moments ? store_row(p_.out, y, s.b, n_) : store_row(p_.out, y, s.a, n_);
+      default: return t.keep >= Keep::moments ? store_row(p_.out, y, s.b, n_) : store_row(p_.out, y, s.a, n_);
     }
     store_row(p_.out, y, line_, n_);
   }

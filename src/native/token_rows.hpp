@@ -116,9 +116,9 @@ ANYPOOL_INLINE Vec<double, L> exp_of(Vec<double, L> x) {
   const V shifted = x * 1.4426950408889634074 + magic;
   const V n = shifted - magic;
   const V r = (x - n * 0x1.62e42fefa0000p-1) - n * 0x1.cf79abc9e3b3ap-40;
-  constexpr double kInverse[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
-                                 1.0 / 40320,      1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,
-                                 1.0 / 6,          0.5,             1.0,            1.0};
+  constexpr double kInverse[] = {
+      1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+      1.0 / 720,        1.0 / 120,       1.0 / 24,       1.0 / 6,       0.5,          1.0,         1.0};
   V p = V{} + kInverse[0];
   for (int i = 1; i < 14; ++i) p = p * r + kInverse[i];
   Vec<int64_t, L> bits;
@@ -170,7 +170,12 @@ class Reader {
 
   // Elements [column, column + width) of each row.
   Reader(const Runs& runs, const void* x, const i64* offset, i64 row, i64 col, i64 column, i64 width, Arena& arena)
-      : runs_(runs), x_(static_cast<const T*>(x) + column * col), offset_(offset), row_(row), col_(col), run_(0),
+      : runs_(runs),
+        x_(static_cast<const T*>(x) + column * col),
+        offset_(offset),
+        row_(row),
+        col_(col),
+        run_(0),
         width_(width) {
     gathered_ = col == 1 || width == 1 ? nullptr : arena.take_array<T>(kChunk * width);
   }
