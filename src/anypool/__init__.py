@@ -34,7 +34,7 @@ from anypool.unpooling import max_unpool1d, max_unpool2d, max_unpool3d
 
 def __getattr__(name: str) -> Any:
     """Import what needs PyTorch, or is rarely needed, when it is first asked for: ``anypool.nn``, ``anypool.torch``."""
-    if name in ("nn", "torch", "backends"):
+    if name in ("arrow", "backends", "nn", "torch"):
         return importlib.import_module(f"anypool.{name}")
     raise AttributeError(f"module 'anypool' has no attribute {name!r}")
 

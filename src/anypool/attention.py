@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anypool import memory
-from anypool.backends import tokens_native, tokens_reference, asked_for
+from anypool.backends import asked_for, tokens_native, tokens_reference
 from anypool.operation import as_array
 from anypool.reductions import is_float
 from anypool.runs import Runs

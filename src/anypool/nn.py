@@ -23,6 +23,7 @@ from torch.nn import functional
 
 import anypool
 from anypool import tensors  # noqa: F401  so that the first tensor does not wait for it
+from anypool.nn_tokens import AttentionPool, AttentiveStatsPool, TokenPooling
 
 # ---- those of torch.nn -----------------------------------------------------------------------------------------------
 
@@ -471,6 +472,8 @@ class MaxBlurPool(nn.Module):
 
 __all__ = [
     *(c.__name__ for c in COUNTERPARTS.values()),
+    "AttentionPool",
+    "AttentiveStatsPool",
     "AvgMaxPool",
     "BlurPool",
     "CatAvgMaxPool",
@@ -480,4 +483,5 @@ __all__ = [
     "LogSumExpPool",
     "MaxBlurPool",
     "MinPool",
+    "TokenPooling",
 ]

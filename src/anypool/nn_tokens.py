@@ -37,7 +37,7 @@ class TokenPooling(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from anypool.nn_tokens import TokenPooling
+    >>> from anypool.nn import TokenPooling
     >>> x, mask = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]])
     >>> TokenPooling("mean")({"token_embeddings": x, "attention_mask": mask})["sentence_embedding"]
     tensor([[2.]])
@@ -124,7 +124,7 @@ class AttentionPool(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from anypool.nn_tokens import AttentionPool
+    >>> from anypool.nn import AttentionPool
     >>> AttentionPool(8, heads=2)(torch.zeros(3, 5, 8), lengths=[5, 2, 1]).shape
     torch.Size([3, 16])
     """
@@ -168,7 +168,7 @@ class AttentiveStatsPool(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from anypool.nn_tokens import AttentiveStatsPool
+    >>> from anypool.nn import AttentiveStatsPool
     >>> AttentiveStatsPool(8)(torch.randn(3, 5, 8), lengths=[5, 2, 1]).shape
     torch.Size([3, 16])
     """

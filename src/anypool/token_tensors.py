@@ -15,7 +15,7 @@ import torch
 
 from anypool import _native
 from anypool.attention import attend_known, attention_call, attention_gradient
-from anypool.backends import tokens_native, asked_for
+from anypool.backends import asked_for, tokens_native
 from anypool.token_gradients import Known, run_known, weights_gradient, write_gradient
 from anypool.token_matrix import Matrix, matrix_at, matrix_of
 from anypool.token_reductions import names_of, terms_of

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anypool import runs as geometry
-from anypool.backends import tokens_native, tokens_reference, asked_for
+from anypool.backends import asked_for, tokens_native, tokens_reference
 from anypool.reductions import is_float
 from anypool.runs import Runs
 from anypool.token_matrix import Matrix, matrix_of, per_row

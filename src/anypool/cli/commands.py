@@ -1,4 +1,4 @@
-"""The commands `pool`, `tokens`, `demo`, `info` and `bench-model`: arguments in, one readable line (or one JSON object) out."""
+"""The commands `pool`, `tokens`, `demo`, `info` and `bench-model`: arguments in, one readable line (or JSON) out."""
 
 from __future__ import annotations
 
