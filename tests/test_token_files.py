@@ -45,6 +45,8 @@ def test_columns_without_a_copy(dtype):
     assert x.__array_interface__["data"][0] == column.values.values.buffers()[1].address
     wanted = ap.pool_tokens(rows, ["mean", "max"])
     assert tolerance.same_bits(pool_array(column, ["mean", "max"]), wanted)
+    prefixed = ap.pool_tokens(rows, "weightedmean", exclude_prefix=2)
+    assert tolerance.same_bits(pool_array(column, "weightedmean", exclude_prefix=2), prefixed)
     part = column.slice(2, 3)
     assert tolerance.same_bits(pool_array(part, ["mean", "max"]), wanted[2:])
     chunked = pa.chunked_array([column.slice(0, 2), column.slice(2, 0), column.slice(2)])
@@ -205,7 +207,7 @@ def test_one_line_for_what_is_wrong(tmp_path, run):
     cases = [
         (["none.npy", out], "IN: no such file"),
         (["x.npy", tmp_path / "y.txt"], "OUT must"),
-        (["x.npy", out, "--mode", "median"], "reduction must be one of mean"),
+        (["x.npy", out, "--mode", "median"], "--mode must be one of mean"),
         (["x.npy", out, "--lengths", tmp_path / "long.npy"], r"lengths must be in [0, 3], got 9"),
         (["x.npy", out, "--column", "a"], "--column is for tables"),
         (["odd.npz", out], "IN must hold x, and mask, lengths or offsets if need be, got a, b"),

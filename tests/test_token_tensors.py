@@ -171,5 +171,7 @@ def test_bad_arguments():
         ap.pool_tokens(x, "mean", mask=torch.ones(2, 4))
     with pytest.raises(ValueError, match="x must have at least 2 dimensions"):
         ap.pool_tokens(torch.ones(3), "mean")
+    with pytest.raises(NotImplementedError, match="dtype is for arrays"):
+        ap.pool_tokens(x, "mean", dtype=torch.float64)
     with pytest.raises(ValueError, match="only one of"):
         ap.pool_tokens(x, "mean", mask=torch.ones(2, 3), lengths=[1, 2])

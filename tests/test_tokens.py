@@ -126,8 +126,13 @@ def test_excluded_prefix(backend, name, prefix):
                 ap.pool_tokens(laid.x, name, exclude_prefix=1, **laid.kwargs)
             continue
         given = each if prefix == "each" else prefix
-        got = ap.pool_tokens(laid.x, name, exclude_prefix=given, **laid.kwargs)
+        got, pullback = ap.vjp(ap.pool_tokens, laid.x, name, exclude_prefix=given, **laid.kwargs)
         np.testing.assert_allclose(token_cases.flat(laid, got), wanted, rtol=1e-5, atol=1e-6, err_msg=laid.name)
+        for row, k, grad in zip(rows, each, laid.back(pullback(np.ones_like(got))), strict=True):
+            assert not grad[:k].any(), laid.name
+            for c in range(4 if len(row) > k else 0):
+                shares = token_oracle.shares(name, [float(v) for v in row[k:, c]], 1.0, skipped=k)
+                np.testing.assert_allclose(grad[k:, c], shares, rtol=1e-5, atol=1e-6, err_msg=laid.name)
 
 
 # ------------------------------------------------------------------------------------ bit for bit

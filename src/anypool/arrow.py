@@ -95,7 +95,10 @@ def pool_array(column: Any, reduction: str | Sequence[str], name: str = "column"
     found = []
     for chunk in chunks:
         x, spans = tokens_of(chunk, name)
-        found.append(pool_tokens(x, reduction, spans=spans, **options))
+        if np.array_equal(spans[1:, 0], spans[:-1, 1]) and len(spans) and (spans[0, 0], spans[-1, 1]) == (0, len(x)):
+            found.append(pool_tokens(x, reduction, offsets=np.append(spans[:, 0], len(x)), **options))
+        else:  # rows that are null, with tokens behind them
+            found.append(pool_tokens(x, reduction, spans=spans, **options))
     return np.concatenate(found) if len(found) > 1 else found[0]
 
 
@@ -113,7 +116,7 @@ def pool_column(table: Any, column: str, reduction: str | Sequence[str], *, outp
     output : str, optional
         Add the result under this name and keep the column.
     **options
-        ``empty``, ``norm_type``, ``r``, ``eps`` and ``dtype`` of `anypool.pool_tokens`.
+        ``exclude_prefix``, ``empty``, ``norm_type``, ``r``, ``eps`` and ``dtype`` of `anypool.pool_tokens`.
 
     Returns
     -------

@@ -372,6 +372,11 @@ def _given(x: torch.Tensor, kwargs: dict[str, Any]) -> tuple[Any, ...]:
     return layout, where, side, segments or 0, prefix if isinstance(prefix, int) else 0, prefixes
 
 
+def _same_dtype(dtype: Any, x: torch.Tensor) -> None:
+    if dtype is not None and dtype != x.dtype:
+        raise NotImplementedError(f"dtype is for arrays: of tensors convert the result, got {dtype} (x: {x.dtype})")
+
+
 def _tensor(name: str, value: Any, x: torch.Tensor) -> torch.Tensor:
     t = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
     if t.device != x.device:
@@ -383,8 +388,7 @@ def pool_tokens(x: Any, reduction: Any, *, norm_type: Any, r: Any, eps: Any, emp
                 **layout: Any) -> torch.Tensor:  # fmt: skip
     """As `anypool.pool_tokens`, for tensors."""
     x, layout = _unnested(x, layout)
-    if dtype is not None:
-        x = x.to(dtype)
+    _same_dtype(dtype, x)
     seen = _given(x, layout)
     names = "+".join(names_of(reduction))
     w = None if weights is None else _tensor("weights", weights, x)
@@ -401,8 +405,7 @@ def attention_pool(
     if values is not None:
         values = _unnested(values, layout)[0]
     x, layout = _unnested(x, layout)
-    if dtype is not None:
-        x, values = x.to(dtype), None if values is None else values.to(dtype)
+    _same_dtype(dtype, x)
     factor = 1 / math.sqrt(x.shape[-1]) if scale is None else float(scale)
     asked = _tensor("query", query, x)
     found = torch.ops.anypool_tokens.attend(x, asked, values, *_given(x, layout), factor, float(empty))

@@ -62,6 +62,14 @@ inline i64 state_bytes_of(const TokenPlan& p, i64 n, i64 size) {
   return bytes;
 }
 
+template <class A, int L>
+ANYPOOL_INLINE Vec<double, L> doubles(Vec<A, L> v) {
+  if constexpr (kSame<A, double> || L == 1)
+    return v;
+  else
+    return __builtin_convertvector(v, Vec<double, L>);
+}
+
 // The winner of two: the better one, of equals the earlier, of NaNs the later.
 struct Max {
   template <class V>
@@ -103,7 +111,7 @@ class Reducer {
   i64 column_, n_;
   Arena arena_;
   Reader<T> reader_;
-  double *line_, *shift_;  // rows to work in
+  double* line_;  // a row to work in
   bool reads_ = false;
   // Rows that follow one another in memory are fetched four rows ahead while the first term reads them: of rows read side
   // by side the processor's own prefetchers see no stream.
@@ -119,7 +127,6 @@ class Reducer {
         arena_{reinterpret_cast<uintptr_t>(scratch)},
         reader_(p.runs, p.x, p.runs.offset, p.row, p.col, column, width, arena_),
         state_bytes(state_bytes_of(p, width, sizeof(A))) {
-    shift_ = arena_.take_array<double>(width);
     line_ = arena_.take_array<double>(width);
     reads_ = p.n_terms > 0;
     row_ahead_ = p.row == width && p.col == 1 ? 4 * width : 0;
@@ -248,32 +255,37 @@ class Reducer {
           ahead_);
   }
   // Mean and sum of squared distances of a chunk, from sums of distances to its first token: of no more than kChunk
-  // distances one is at least as large as that to the mean, so the subtraction below loses few bits.
+  // distances one is at least as large as that to the mean, so the subtraction below loses few bits. Column by column, in
+  // registers; the rows are in the cache, as the chunk before fetched them.
   template <bool Weighted, class W>
   void moment_rows(Kept<A> s, i64 n, W&& weight) {
-    A *first = static_cast<A*>(static_cast<void*>(line_)), *second = static_cast<A*>(static_cast<void*>(shift_));
-    for (i64 c = 0; c < n_; ++c) first[c] = 0, second[c] = 0;
-    for (i64 i = 1; i < n; ++i) {
-      const T* origin = reader_.row[0];
-      const A w = A(weight(i));
-      over_row<A>(
-          reader_.row[i], n_,
-          [&](i64 c, auto v, auto k) {
-            constexpr int L = decltype(k)::n;
-            const auto d = v - load_as<T, A, L>(origin + c);
-            const auto wd = Weighted ? d * w : d;
-            put(first + c, at(first + c, k) + wd);
-            put(second + c, at(second + c, k) + wd * d);
-          },
-          ahead_);
-    }
+    A w[kChunk];
+    for (i64 i = 0; i < n; ++i) w[i] = A(weight(i));
     const double by = *s.weight == 0 ? 0 : 1 / *s.weight;
-    over_row<double>(reader_.row[0], n_, [&](i64 c, auto origin, auto k) {
+    const T* const* rows = reader_.row;
+    const T* next = ahead_ ? rows[n - 1] + n_ : nullptr;
+    const auto column = [&](i64 c, auto k) {
       constexpr int L = decltype(k)::n;
-      const auto sum = load_as<A, double, L>(first + c), shift = sum * by;
-      put(s.b + c, origin + shift);
-      put(s.c + c, load_as<A, double, L>(second + c) - sum * shift);
-    });
+      const Vec<A, L> origin = load_as<T, A, L>(rows[0] + c);
+      Vec<A, L> first{}, second{};
+      for (i64 i = 1; i < n; ++i) {
+        const Vec<A, L> d = load_as<T, A, L>(rows[i] + c) - origin;
+        const Vec<A, L> wd = Weighted ? d * w[i] : d;
+        first = first + wd;
+        second = second + wd * d;
+      }
+      const auto sum = doubles<A, L>(first), shift = sum * by;
+      put(s.b + c, doubles<A, L>(origin) + shift);
+      put(s.c + c, doubles<A, L>(second) - sum * shift);
+    };
+    constexpr int L = kLanes<A>;
+    i64 c = 0;
+    for (; c + L <= n_; c += L) {
+      if (next)
+        for (i64 i = 0; i < n * L; i += 64 / i64(sizeof(T))) __builtin_prefetch(next + n * c + i);
+      column(c, Width<L>{});
+    }
+    for (; c < n_; ++c) column(c, Width<1>{});
   }
   void power_rows(const TokenTerm& t, double* b, i64 n) {
     const double eps = t.eps, p = t.p;

@@ -30,6 +30,8 @@ OPERATION = "anypool/operation.py"
 SPEC = "anypool/tensors/spec.py"
 CODES = "anypool/tensors/codes.py"
 IN_TORCH = "anypool/backends/torch.py"
+RUNS = "anypool/runs.py"
+TOKEN_NATIVE = "native/token_tree.hpp"
 
 NAMED = ("tests/test_against_oracle.py::test_named_functions",)
 ADAPTIVE = ("tests/test_against_oracle.py::test_adaptive",)
@@ -48,6 +50,7 @@ GRADIENTS = tuple(
     for reduction in ("mean", "lp")
 )
 
+TOKENS = ("tests/test_tokens.py",)
 MUTATIONS = (
     Mutation("the largest adaptive bin too small", SPEC, "1 if out % rest == 0 else 2", "1 if rest else 2", WINNERS),
     Mutation("winners forget dilation", CODES, "* i], spec.dilation[i]", "* i], 1", WINNERS),
@@ -56,6 +59,17 @@ MUTATIONS = (
     Mutation("the first NaN wins", IN_TORCH, "!= values, t, -1).amax", "!= values, t, -1).amin", TORCH_AGREES),
     Mutation("padding wins", IN_TORCH, "(values == values.amax(-1, keepdim=True)) & inside",
              "values == values.amax(-1, keepdim=True)", TORCH_AGREES),
+    Mutation("padding on the other side", RUNS, 'if side == "right" else length', 'if side == "left" else length',
+             TOKENS),
+    Mutation("a mask's last run is cut short", RUNS, "changes[1::2]", "changes[1::2] - 1", TOKENS),
+    Mutation("a prefix counts a token too many", RUNS, "np.clip(flat[self.output] - self.ordinal, 0",
+             "np.clip(flat[self.output] - self.ordinal + 1, 0", TOKENS),
+    Mutation("offsets may end before the rows do", RUNS, "if given[-1] != rows:", "if given[-1] > rows:",
+             ("tests/test_token_arguments.py",)),
+    Mutation("positions forget the prefix", "anypool/token_gradients.py", "n * (n + 1) / 2 + before * n",
+             "n * (n + 1) / 2", TOKENS),
+    Mutation("a row cut among threads is merged out of order", TOKEN_NATIVE, "merge(level_[k], last);",
+             "merge(level_[k], last), k = 62;", ("tests/test_token_sizes.py",)),
     Mutation(
         "wrong divisor: low padding instead of high", WINDOWS,
         "(self.n_in + self.pad_hi - 1 - start)", "(self.n_in + self.pad - 1 - start)",

@@ -20,7 +20,13 @@ ARRAYS = (".npy", ".npz", ".safetensors")
 TABLES = (".parquet", ".arrow", ".feather", ".ipc")
 OUTPUTS = (".npy", ".parquet")
 LAYOUTS = ("mask", "lengths", "offsets")
-Pool = Callable[..., Array]
+# What the library calls an argument, at the beginning of its messages, and the option's name here.
+_OPTION_OF = {
+    "reduction": "--mode",
+    "exclude_prefix": "--exclude-prefix",
+    "norm_type": "--norm-type",
+    "x must": "IN must",
+}
 
 
 @dataclass
@@ -57,7 +63,10 @@ def run(source: str, target: Path, reduction: list[str], layout_files: dict[str,
     except (ValueError, TypeError, NotImplementedError, KeyError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(str(error.args[0] if isinstance(error, KeyError) else error)) from None
+        message = str(error.args[0] if isinstance(error, KeyError) else error)
+        for name, option in _OPTION_OF.items():
+            message = option + message.removeprefix(name) if message.startswith(name) else message
+        raise InputError(message) from None
 
 
 # ---- arrays ----------------------------------------------------------------------------------------------------------
