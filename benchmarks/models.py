@@ -169,7 +169,7 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
                 axis.barh(i + offset, whole - pooled, 0.38, color="#dddddd")
                 label = {BEFORE: "pooling, PyTorch", AFTER: "pooling, anypool"}[at] if i == 0 else None
                 axis.barh(i + offset, pooled, 0.38, left=whole - pooled, color=colour, label=label)
-            axis.annotate(f"{r['speed_up']:.2f}×", (101, i), va="center", fontsize=9)
+            axis.annotate(f"{r['speed_up']:.2f}×", (1 + max(100, 100 / r["speed_up"]), i), va="center", fontsize=9)
         axis.set_yticks(range(len(rows)), [r["name"] for r in rows])
         axis.set(title=f"float32, batch 8, {form}", xlabel="time, % of the model on PyTorch alone", xlim=(0, 115))
         axis.spines[["top", "right"]].set_visible(False)
