@@ -153,4 +153,7 @@ def test_bad_arguments():
         ap.PoolState("mean").update(x).update(x.astype(np.float32))
     with pytest.raises(ValueError, match="other must be a PoolState of the same settings"):
         ap.PoolState("mean").merge(ap.PoolState("sum"))
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"x must be an array here, got a tensor: give x\.numpy\(\)"):
+        ap.PoolState("mean").update(torch.ones(4, 3))
     assert ap.PoolState("sum", empty=0.0).update(x, rows=[2]).result()[:2].tolist() == [[0.0] * 3] * 2

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anypool.operation import as_array, regular
+from anypool.operation import as_array, is_tensor, regular
 from anypool.reductions import check_dtype, is_float
 from anypool.runs import Ints, Runs
 
@@ -88,6 +88,8 @@ def matrix_of(x: Any) -> Matrix:
     """Return an array ``(…, rows, dim)``, or a list of arrays ``(rows, dim)``, as a matrix."""
     if is_list_of_arrays(x):
         return _of_list([_checked(as_array(a), f"x[{i}]: {np.shape(a)}") for i, a in enumerate(x)])
+    if is_tensor(x):
+        raise TypeError(f"x must be an array here, got a tensor: give x.numpy() (x: {tuple(x.shape)})")
     array = as_array(x)
     array = _checked(array, f"x: {array.shape}")
     item = array.itemsize

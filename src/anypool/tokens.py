@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from anypool import runs as geometry
 from anypool.backends import asked_for, tokens_native, tokens_reference
+from anypool.operation import is_tensor
 from anypool.reductions import is_float
 from anypool.runs import Runs
 from anypool.token_matrix import Matrix, matrix_of, per_row
@@ -25,12 +25,7 @@ LAYOUTS = ("mask", "lengths", "offsets", "segment_ids", "spans")
 
 def holds_tensors(x: Any) -> bool:
     """Whether x is a PyTorch tensor or a list of them; PyTorch is never imported for that."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return False
-    return isinstance(x, torch.Tensor) or (
-        isinstance(x, (list, tuple)) and len(x) > 0 and isinstance(x[0], torch.Tensor)
-    )
+    return is_tensor(x[0] if isinstance(x, (list, tuple)) and x else x)
 
 
 def tensors() -> Any:
