@@ -121,6 +121,7 @@ bench: ## measure against every peer and a copy, 25 minutes; writes docs/benchma
 
 bench-all: $(STAMPS)/extra-bench $(STAMPS)/package
 	$(PY) -m benchmarks --out docs/benchmarks.md
+	$(PY) -m benchmarks.tokens --out docs/benchmarks.md
 	@echo "make bench: done. The tables are in docs/benchmarks.md, the best known rows in README.md."
 
 bench-quick: $(STAMPS)/extra-test $(STAMPS)/package ## measure a few rows against PyTorch and a copy, 2 minutes; writes nothing

@@ -150,6 +150,12 @@ def line(shape: str, dtype: str, reduction: str, times: dict[str, float], floor:
     return f"| {shape} | {dtype} | {reduction} | {mine * 1e3:.2f} | {floor / mine:.2f} | {best} | {others} |"
 
 
+NOTE = """\
+Written by `python -m benchmarks.tokens`. *Of copy or read*: the time to read the valid tokens and write the result, at
+the better of two speeds measured beside it (a copy that moves as many bytes, and PyTorch's sum of as many bytes),
+divided by ours. *× best peer*: the time of the fastest peer divided by ours; below 1 the peer is faster."""
+
+
 def main() -> None:
     """Print the table, or write it into a page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tokens")
@@ -165,7 +171,7 @@ def main() -> None:
         done.append(text)
     if options.out:
         with options.out.open("a", encoding="utf-8") as page:
-            page.write("\n" + "\n".join(done) + "\n")
+            page.write("\n".join(["", "## Tokens", "", NOTE, "", *done, ""]))
 
 
 if __name__ == "__main__":
