@@ -48,6 +48,10 @@ WINDOWS = {
     "pixels, 3x3x3": ((1, 66, 5, 6, 7), True, {"kernel_size": (3, 3, 3), "stride": 2, "padding": 1}, "fused rows"),
     "pictures, 3x3": ((2, 3, 9, 61), True, {"kernel_size": (3, 3), "stride": 1, "padding": 1}, "fused rows"),
     "pictures, 2x2": ((2, 3, 9, 61), True, {"kernel_size": (2, 2)}, "fused rows"),
+    "pictures, 2x2, padding": ((2, 3, 9, 61), True, {"kernel_size": (2, 2), "padding": 1}, "fused rows"),
+    "pictures, 2x2, wide, padding before": (
+        (2, 3, 8, 200), True, {"kernel_size": (2, 2), "padding": ((1, 0), (1, 0))}, "fused rows",
+    ),
 }  # fmt: skip
 
 

@@ -133,3 +133,12 @@ def test_gradients_in_3d_keep_apart_the_rows_that_one_input_was_seen_by(dilation
     got = gradient(x, "max", (2, 2, 3), **arguments)
     with backends.use("reference"):
         np.testing.assert_allclose(got, gradient(x, "max", (2, 2, 3), **arguments), rtol=1e-6)
+
+
+@pytest.mark.parametrize("width", [61, 200])
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
+def test_padding_before_a_picture_s_first_column_is_not_read(dtype, width, backend):
+    x = np.full((1, 9, width, 3), 7, dtype)
+    assert (ap.max_pool2d(x, 2, padding=1, data_format="channels_last") == 7).all()
+    mean = ap.avg_pool2d(x, 2, padding=1, count_include_pad=False, data_format="channels_last")
+    assert (mean == 7).all()

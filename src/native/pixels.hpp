@@ -87,7 +87,7 @@ class PixelPairs {
       i64 c = job.start;
       for (i64 o = 0; o < job.n; o += kUsed, c += 2 * kUsed) {
         V v[2];
-        const bool whole = c + 2 * L <= job.cols && o + L <= job.n;
+        const bool whole = c >= 0 && c + 2 * L <= job.cols && o + L <= job.n;
         for (int s = 0; s < 2; ++s) {
           const i64 at = c + s * L;
           v[s] = whole ? Op::template merged<L>(Memory::load(rows[0] + at), Memory::load(rows[1] + at))
