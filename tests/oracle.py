@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -189,11 +189,11 @@ def log_sum_exp(values, r: float) -> float:
     return top + math.log(math.fsum(math.exp(r * (v - top)) for v in values)) / r
 
 
-def mean_divisor(windows, include_pad: bool, override: int | None) -> int:
-    """What a mean over this product of windows divides by."""
+def mean_divisor(windows, include_pad: bool, override: int | None, missing: int = 0) -> int:
+    """What a mean over this product of windows divides by, some of its inputs missing."""
     if override is not None:
         return override
-    return math.prod(w.counted if include_pad else len(w.positions) for w in windows)
+    return math.prod(w.counted if include_pad else len(w.positions) for w in windows) - missing
 
 
 # ----------------------------------------------------------------- whole arrays, any axes
@@ -261,19 +261,36 @@ def pool(
     r=1.0,
     signed=False,
     dtype=None,
+    mask=None,
+    weights=None,
+    empty=None,
 ) -> Truth:
-    """Reduce `x` over windows of `axes`; floats come as float64, integers as they must be."""
-    if has_empty_window(window_axes):
+    """Reduce `x` over windows of `axes`; floats come as float64, integers as they must be.
+
+    Where `mask` is False an input is not there. A window of none gives `empty`, with index -1; None is an error.
+    """
+    if empty is None and has_empty_window(window_axes):
         raise EmptyWindow
     x = np.asarray(x)
     planes = Planes(x, axes)
     wanted = result_dtype(reduction, x.dtype) if dtype is None else np.dtype(dtype)
     option = Options(include_pad, divisor, norm_type, r, signed, wanted.kind in "iu", x.dtype.kind == "u")
+    counts, factors = Planes(counting(x, mask), axes), Planes(counting(x, weights), axes)
     rows = []
     for outer in np.ndindex(*planes.outer):
-        flat = planes.flat(outer)
-        for ws, positions in flat_windows(tuple(window_axes), planes.inner):
+        flat, there, factor = planes.flat(outer), counts.flat(outer), factors.flat(outer)
+        for ws, inside in flat_windows(tuple(window_axes), planes.inner):
+            positions = [i for i in inside if there[i]]
+            if not positions:
+                if empty is None:
+                    raise EmptyWindow
+                rows.append((empty, 0.0, 1.0, -1))
+                continue
+            option = replace(option, missing=len(inside) - len(positions))
             seen = [flat[i] for i in positions]
+            if weights is not None:
+                rows.append((*weighted(seen, [factor[i] for i in positions], reduction), 0))
+                continue
             if reduction in BETTER:
                 won = first_best(seen, BETTER[reduction])
                 rows.append((seen[won], 0.0, 1.0, positions[won]))
@@ -289,6 +306,20 @@ def pool(
     return Truth(values, scale, weight, indices if reduction in BETTER else None)
 
 
+def counting(x, array) -> np.ndarray:
+    """A mask or weights in the shape of x; ones where there are none."""
+    return np.broadcast_to(True if array is None else array, x.shape)
+
+
+def weighted(seen, weights, reduction: str) -> tuple:
+    """(value, largest magnitude, how often it entered) of a sum or mean of weighted values."""
+    parts = [float(v) * float(w) for v, w in zip(seen, weights, strict=True)]
+    by = math.fsum(map(float, weights)) if reduction == "mean" else 1.0
+    total = float_sum(parts)
+    mass = math.fsum(abs(float(w)) for w in weights) / by if reduction == "mean" and by else 1.0
+    return (total / by if by else math.nan), magnitude(parts), (len(seen) + 2) * max(mass, 1 / abs(by) if by else 1.0)
+
+
 @dataclass(frozen=True)
 class Options:
     """What a reduction needs to know besides the values."""
@@ -300,6 +331,7 @@ class Options:
     signed: bool = False
     keep_integer: bool = False
     unsigned: bool = False
+    missing: int = 0  # inputs of the window that are masked
 
 
 def reduced(seen, ws, reduction: str, option: Options) -> tuple:
@@ -310,7 +342,7 @@ def reduced(seen, ws, reduction: str, option: Options) -> tuple:
         if reduction == "sum":
             d, total = 1, wrap(total, option.unsigned) if whole_numbers else total
         else:
-            d = mean_divisor(ws, option.include_pad, option.divisor)
+            d = mean_divisor(ws, option.include_pad, option.divisor, option.missing)
             total = divide(total, d, option.keep_integer)
         return total, magnitude(seen), len(seen) / abs(d)
     seen = [float(v) for v in seen]
@@ -348,7 +380,7 @@ def local_gradient(seen, ws, reduction: str, option: Options) -> list:
     if reduction == "sum":
         return [1.0] * len(seen)
     if reduction == "mean":
-        return [1.0 / mean_divisor(ws, option.include_pad, option.divisor)] * len(seen)
+        return [1.0 / mean_divisor(ws, option.include_pad, option.divisor, option.missing)] * len(seen)
     if reduction == "logsumexp":
         y = log_sum_exp(seen, option.r)
         return [math.exp(option.r * (v - y)) for v in seen]
@@ -376,17 +408,30 @@ def pullback(
     norm_type=2.0,
     r=1.0,
     signed=False,
+    mask=None,
+    weights=None,
 ) -> Truth:
     """The gradient with respect to `x`: every window scatters its part, exactly added up."""
     planes, grads = Planes(np.asarray(x), axes), Planes(np.asarray(grad), axes)
+    counts, factors = (Planes(counting(np.asarray(x), a), axes) for a in (mask, weights))
     option = Options(include_pad, divisor, norm_type, r, signed)
     rows = []
     for outer in np.ndindex(*planes.outer):
         flat = [float(v) for v in planes.flat(outer)]
+        there, factor = counts.flat(outer), factors.flat(outer)
         parts = [[] for _ in flat]
         whats = flat_windows(tuple(window_axes), planes.inner)
-        for (ws, positions), g in zip(whats, grads.flat(outer), strict=True):
+        for (ws, inside), g in zip(whats, grads.flat(outer), strict=True):
+            positions = [i for i in inside if there[i]]
+            if not positions:
+                continue
+            option = replace(option, missing=len(inside) - len(positions))
             seen = [flat[i] for i in positions]
+            if weights is not None:
+                by = math.fsum(factor[i] for i in positions) if reduction == "mean" else 1.0
+                for i in positions:
+                    parts[i].append(g * factor[i] / by)
+                continue
             if reduction in BETTER:  # the others get nothing, not 0 times g
                 parts[positions[first_best(seen, BETTER[reduction])]].append(g)
                 continue

@@ -14,12 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from anypool import operation
-from anypool.operation import Call, Description, as_array, run
+from anypool.operation import Call, Description, Selection, as_array, run
 
 Array = npt.NDArray[Any]
 P = ParamSpec("P")
 
 _COMMON = """
+    mask : array_like of bool, optional
+        Which inputs count, True for those that do; broadcast to the shape of x. What does not count is never looked at,
+        NaN included.
+    {weights}nan : "propagate" or "omit"
+        Whether NaNs count, and make their windows NaN, or are left out like masked inputs.
+    empty : number, optional
+        Value of a window in which nothing counts. Default: NaN; a ValueError for an integer result, or if it is empty
+        by its place alone.
+    return_valid : bool
+        Also return how many inputs count in every window, an int64 array.
     data_format : "channels_first" or "channels_last"
         Whether x is ``(N, C, …)`` or ``(N, …, C)``; N may be missing.
     dtype : dtype, optional
@@ -36,6 +46,9 @@ _COMMON = """
     ValueError, TypeError
         If an argument is out of range or of the wrong type, or a window has no input at all. Nothing is written then.
 """
+_WEIGHTS = """weights : array_like, optional
+        Factors of the inputs, broadcast to the shape of x; the mean is then ``sum of w x / sum of w``.
+    """
 _RETURNS = "ndarray of shape ``(N, C, {out})``, with the axis order of x in memory"
 _RETURNS_INDICES = """ndarray of shape ``(N, C, {out})``, with the axis order of x in memory
         With ``return_indices=True`` a pair of it and an int64 array: each winner's flat position in the pooled axes."""
@@ -55,14 +68,14 @@ def _x_shape(rank: int) -> str:
     return "(N, C, {})".format(", ".join("DHW"[3 - rank :]))
 
 
-def _document(text: str, rank: int, examples: tuple[str, ...], *, indices: bool = False) -> str:
+def _document(text: str, rank: int, examples: tuple[str, ...], *, indices: bool, weighs: bool) -> str:
     out = ", ".join(f"out{i + 1}" for i in range(rank)) if rank > 1 else "out"
     returns = (_RETURNS_INDICES if indices else _RETURNS).format(out=out)
     parts = {
         "window": _WINDOW,
         "padding": _PADDING,
         "ceil": _CEIL,
-        "common": _COMMON.strip("\n").replace("{returns}", returns),
+        "common": _COMMON.strip("\n").replace("{returns}", returns).replace("{weights}", _WEIGHTS if weighs else ""),
     }
     for name, part in parts.items():
         text = text.replace("{" + name + "}", part)
@@ -89,7 +102,8 @@ def _ranked(build: Callable[Concatenate[int, P], Call], rank: int, examples: tup
     function.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
     function.__name__ = function.__qualname__ = name
     function.__module__ = "anypool"
-    function.__doc__ = _document(build.__doc__ or "", rank, examples, indices=indices)
+    weighs = "weights" in signature.parameters
+    function.__doc__ = _document(build.__doc__ or "", rank, examples, indices=indices, weighs=weighs)
     function.call = call  # type: ignore[attr-defined]
     return function
 
@@ -111,8 +125,19 @@ def _public(build: Callable[P, Call]) -> Callable[P, Any]:
     return function
 
 
+def _call(x: Any, what: Description, out: Any, mask: Any, weights: Any, nan: Any, empty: Any,
+          return_valid: Any) -> Call:  # fmt: skip
+    array = as_array(x)
+    if mask is None and weights is None and nan == "propagate" and empty is None and return_valid is False:
+        return Call(array, what, out)
+    if empty is not None:
+        what = what._replace(may_be_empty=True)
+    return Call(array, what, out, Selection(mask, weights, nan, empty, return_valid))
+
+
 def _max_pool(rank: int, x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
               ceil_mode: bool = False, return_indices: bool = False, *, data_format: str = "channels_first",
+              mask: Any = None, nan: str = "propagate", empty: Any = None, return_valid: bool = False,
               dtype: Any = None, out: Array | None = None) -> Call:  # fmt: skip
     """Largest value of every window: ``y[o] = max of x over window o``.
 
@@ -138,12 +163,14 @@ def _max_pool(rank: int, x: Any, kernel_size: Any, stride: Any = None, padding: 
     what = Description(
         f"max_pool{rank}d", "max", "sliding", arguments, rank, None, data_format, return_indices, dtype=dtype
     )
-    return Call(as_array(x), what, out)
+    return _call(x, what, out, mask, None, nan, empty, return_valid)
 
 
 def _avg_pool(rank: int, x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
               count_include_pad: bool = True, divisor_override: int | None = None, *, dilation: Any = 1,
-              data_format: str = "channels_first", dtype: Any = None, out: Array | None = None) -> Call:  # fmt: skip
+              data_format: str = "channels_first", mask: Any = None, weights: Any = None, nan: str = "propagate",
+              empty: Any = None, return_valid: bool = False, dtype: Any = None,
+              out: Array | None = None) -> Call:  # fmt: skip
     """Mean of every window: ``y[o] = sum of x over window o / n(o)``.
 
     Parameters
@@ -169,11 +196,12 @@ def _avg_pool(rank: int, x: Any, kernel_size: Any, stride: Any = None, padding: 
     arguments = (kernel_size, stride, padding, dilation, ceil_mode)
     what = Description(f"avg_pool{rank}d", "mean", "sliding", arguments, rank, None, data_format,
                        count_include_pad=count_include_pad, divisor_override=divisor_override, dtype=dtype)  # fmt: skip
-    return Call(as_array(x), what, out)
+    return _call(x, what, out, mask, weights, nan, empty, return_valid)
 
 
 def _lp_pool(rank: int, x: Any, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False, *,
-             padding: Any = 0, dilation: Any = 1, data_format: str = "channels_first", dtype: Any = None,
+             padding: Any = 0, dilation: Any = 1, data_format: str = "channels_first", mask: Any = None,
+             nan: str = "propagate", empty: Any = None, return_valid: bool = False, dtype: Any = None,
              out: Array | None = None) -> Call:  # fmt: skip
     """Power sum of every window: ``y[o] = sign(s) |s|^(1/p)``, ``s = sum of x^p over window o``, ``p = norm_type``.
 
@@ -201,11 +229,12 @@ def _lp_pool(rank: int, x: Any, norm_type: float, kernel_size: Any, stride: Any 
     arguments = (kernel_size, stride, padding, dilation, ceil_mode)
     what = Description(f"lp_pool{rank}d", "lp", "sliding", arguments, rank, None, data_format, parameter=norm_type,
                        signed=True, dtype=dtype)  # fmt: skip
-    return Call(as_array(x), what, out)
+    return _call(x, what, out, mask, None, nan, empty, return_valid)
 
 
-def _adaptive_avg_pool(rank: int, x: Any, output_size: Any, *, data_format: str = "channels_first", dtype: Any = None,
-                       out: Array | None = None) -> Call:  # fmt: skip
+def _adaptive_avg_pool(rank: int, x: Any, output_size: Any, *, data_format: str = "channels_first", mask: Any = None,
+                       weights: Any = None, nan: str = "propagate", empty: Any = None, return_valid: bool = False,
+                       dtype: Any = None, out: Array | None = None) -> Call:  # fmt: skip
     """Mean of ``output_size`` windows that divide each axis: ``floor(i n / o) … ceil((i + 1) n / o)``.
 
     Parameters
@@ -225,12 +254,12 @@ def _adaptive_avg_pool(rank: int, x: Any, output_size: Any, *, data_format: str 
     """
     what = Description(f"adaptive_avg_pool{rank}d", "mean", "adaptive", (output_size,), rank, None, data_format,
                        count_include_pad=False, dtype=dtype)  # fmt: skip
-    return Call(as_array(x), what, out)
+    return _call(x, what, out, mask, weights, nan, empty, return_valid)
 
 
 def _adaptive_max_pool(rank: int, x: Any, output_size: Any, return_indices: bool = False, *,
-                       data_format: str = "channels_first", dtype: Any = None,
-                       out: Array | None = None) -> Call:  # fmt: skip
+                       data_format: str = "channels_first", mask: Any = None, nan: str = "propagate", empty: Any = None,
+                       return_valid: bool = False, dtype: Any = None, out: Array | None = None) -> Call:  # fmt: skip
     """Largest value of ``output_size`` windows that divide each axis: ``floor(i n / o) … ceil((i + 1) n / o)``.
 
     Parameters
@@ -252,7 +281,7 @@ def _adaptive_max_pool(rank: int, x: Any, output_size: Any, return_indices: bool
     """
     what = Description(f"adaptive_max_pool{rank}d", "max", "adaptive", (output_size,), rank, None, data_format,
                        return_indices, dtype=dtype)  # fmt: skip
-    return Call(as_array(x), what, out)
+    return _call(x, what, out, mask, None, nan, empty, return_valid)
 
 
 def _example(name: str, arguments: tuple[str, ...], results: tuple[str, ...]) -> tuple[str, ...]:
@@ -295,8 +324,9 @@ adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = (
 
 
 @_public
-def global_avg_pool(x: Any, *, keepdims: bool = True, data_format: str = "channels_first", dtype: Any = None,
-                    out: Array | None = None) -> Call:  # fmt: skip
+def global_avg_pool(x: Any, *, keepdims: bool = True, data_format: str = "channels_first", mask: Any = None,
+                    weights: Any = None, nan: str = "propagate", empty: Any = None, return_valid: bool = False,
+                    dtype: Any = None, out: Array | None = None) -> Call:  # fmt: skip
     """Mean over all positions of each channel.
 
     Parameters
@@ -304,7 +334,7 @@ def global_avg_pool(x: Any, *, keepdims: bool = True, data_format: str = "channe
     x : array_like of shape ``(N, C, …)``, or ``(N, …, C)`` for channels_last
     keepdims : bool
         Keep the pooled axes, with size 1.
-    data_format, dtype, out
+    mask, weights, nan, empty, return_valid, data_format, dtype, out
         As in `avg_pool2d`.
 
     Returns
@@ -323,11 +353,12 @@ def global_avg_pool(x: Any, *, keepdims: bool = True, data_format: str = "channe
     array([[1.5, 5.5]])
     """
     what = Description("global_avg_pool", "mean", "global", (), None, None, data_format, keepdims=keepdims, dtype=dtype)
-    return Call(as_array(x), what, out)
+    return _call(x, what, out, mask, weights, nan, empty, return_valid)
 
 
 @_public
 def global_max_pool(x: Any, *, return_indices: bool = False, keepdims: bool = True, data_format: str = "channels_first",
+                    mask: Any = None, nan: str = "propagate", empty: Any = None, return_valid: bool = False,
                     dtype: Any = None, out: Array | None = None) -> Call:  # fmt: skip
     """Largest value over all positions of each channel.
 
@@ -338,7 +369,7 @@ def global_max_pool(x: Any, *, return_indices: bool = False, keepdims: bool = Tr
         Also return each winner's flat position.
     keepdims : bool
         Keep the pooled axes, with size 1.
-    data_format, dtype, out
+    mask, nan, empty, return_valid, data_format, dtype, out
         As in `max_pool2d`.
 
     Returns
@@ -359,14 +390,16 @@ def global_max_pool(x: Any, *, return_indices: bool = False, keepdims: bool = Tr
     what = Description(
         "global_max_pool", "max", "global", (), None, None, data_format, return_indices, keepdims=keepdims, dtype=dtype
     )
-    return Call(as_array(x), what, out)
+    return _call(x, what, out, mask, None, nan, empty, return_valid)
 
 
 @_public
 def pool(x: Any, reduction: str, kernel_size: Any, *, axes: Any = None, stride: Any = None, padding: Any = 0,
          dilation: Any = 1, ceil_mode: bool = False, count_include_pad: bool = True,
          divisor_override: int | None = None, return_indices: bool = False, norm_type: float = 2, r: float = 1.0,
-         data_format: str = "channels_first", dtype: Any = None, out: Array | None = None) -> Call:  # fmt: skip
+         data_format: str = "channels_first", mask: Any = None, weights: Any = None, nan: str = "propagate",
+         empty: Any = None, return_valid: bool = False, dtype: Any = None,
+         out: Array | None = None) -> Call:  # fmt: skip
     """Any reduction over sliding windows on any axes of an array of any rank.
 
     Parameters
@@ -388,8 +421,8 @@ def pool(x: Any, reduction: str, kernel_size: Any, *, axes: Any = None, stride: 
         Exponent of "lp", the norm ``(sum of |x|^p)^(1/p)``.
     r : float
         Sharpness of "logsumexp", ``log(sum of exp(r x)) / r``.
-    data_format, dtype, out
-        As in `max_pool2d`.
+    mask, weights, nan, empty, return_valid, data_format, dtype, out
+        As in `avg_pool2d`; weights for "sum" and "mean".
 
     Returns
     -------
@@ -412,4 +445,4 @@ def pool(x: Any, reduction: str, kernel_size: Any, *, axes: Any = None, stride: 
     parameters = (("norm_type", norm_type), ("r", r))
     what = Description("pool", reduction, "sliding", arguments, None, axes, data_format, return_indices,
                        count_include_pad, divisor_override, parameters, dtype=dtype)  # fmt: skip
-    return Call(as_array(x), what, out)
+    return _call(x, what, out, mask, weights, nan, empty, return_valid)

@@ -151,6 +151,8 @@ def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Explan
         chosen, notes = select(problem.job, array)
         backend, description = chosen.name, chosen.describe(problem.job, array)
     job = problem.job
+    if call.selection is not None:
+        notes = [*notes, "what does not count is left out of pieces of the input; another pass counts the rest"]
     shape = job.shape(array.shape)
     moved = math.prod(array.shape) * array.itemsize + math.prod(shape) * (
         job.result.itemsize + (8 if problem.return_indices else 0)

@@ -58,6 +58,17 @@ class Description(NamedTuple):
     signed: bool = False  # PyTorch's lp for odd exponents
     keepdims: Any = True
     dtype: Any = None
+    may_be_empty: bool = False  # whether a window may have no input at all, because `empty` gives its value
+
+
+class Selection(NamedTuple):
+    """Which inputs count, and what a window is worth in which none does; as the caller wrote it."""
+
+    mask: Any
+    weights: Any
+    nan: Any
+    empty: Any
+    return_valid: Any
 
 
 class Call(NamedTuple):
@@ -66,6 +77,7 @@ class Call(NamedTuple):
     x: Array
     what: Description
     out: Array | None = None
+    selection: Selection | None = None  # None: all inputs count
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,16 @@ class Problem:
     squeeze: tuple[int, ...]  # pooled axes of size one that the caller does not want
     shape: tuple[int, ...]  # of the result, those axes included
     dtype: np.dtype[Any]  # of the input
+
+    @property
+    def windows(self) -> Windows:
+        """The windows of the forward pass."""
+        return self.job.windows
+
+    @functools.cached_property
+    def passes(self) -> dict[Any, Any]:
+        """Passes over pieces, for calls in which not all inputs count: kept from one call to the next."""
+        return {}
 
     @functools.cached_property
     def coded(self) -> Pass:
@@ -107,7 +129,7 @@ def as_array(x: Any) -> Array:
     if type(x) is np.ndarray or is_tensor(x):
         return x  # type: ignore[no-any-return]
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError("x must not be a masked array: its mask would be ignored; pool x.filled(value) instead")
+        raise TypeError("x must not be a masked array: its mask would be ignored; pool x.data with mask=~x.mask")
     if isinstance(x, (np.ndarray, np.generic, list, tuple, bool, int, float)):
         return np.asarray(x)
     raise TypeError(
@@ -130,6 +152,11 @@ def regular(a: Array) -> bool:
 # ---- resolving -------------------------------------------------------------------------------------------------------
 
 _problems: dict[Hashable, Problem] = {}
+_GEOMETRIES: dict[str, Any] = {
+    "sliding": geometry.sliding,
+    "adaptive": geometry.adaptive,
+    "global": geometry.whole,
+}
 
 
 def resolve(x: Array, what: Description) -> Problem:
@@ -153,15 +180,10 @@ def _resolve(shape: tuple[int, ...], dtype: np.dtype[Any], what: Description) ->
     check_dtype(dtype, where)
     axes = pooled_axes(shape, what, where)
     sizes = [shape[a] for a in axes]
-    if what.geometry == "sliding":
-        windows = geometry.sliding(sizes, *what.geometry_args, where=where)
-    elif what.geometry == "adaptive":
-        windows = geometry.adaptive(sizes, *what.geometry_args, where=where)
-    else:
-        windows = geometry.whole(sizes, where=where)
+    windows = _GEOMETRIES[what.geometry](sizes, *what.geometry_args, may_be_empty=what.may_be_empty, where=where)
     reduction, p = reduction_of(what, where)
     accumulator, result = dtypes(reduction, dtype, what.dtype, where)
-    indices = _flag("return_indices", what.return_indices, where)
+    indices = flag("return_indices", what.return_indices, where)
     if indices and not reduction.selects:
         raise ValueError(f"return_indices needs max or min, got reduction {reduction.name!r} ({where})")
     job = Pass(
@@ -170,11 +192,12 @@ def _resolve(shape: tuple[int, ...], dtype: np.dtype[Any], what: Description) ->
     )  # fmt: skip
     result_shape = job.shape(shape)
     _check_size(result_shape, result, where)
-    keepdims = _flag("keepdims", what.keepdims, where)
+    keepdims = flag("keepdims", what.keepdims, where)
     return Problem(job, reduction, indices, () if keepdims else axes, result_shape, dtype.newbyteorder("="))
 
 
-def _flag(name: str, value: Any, where: str) -> bool:
+def flag(name: str, value: Any, where: str) -> bool:
+    """Check a switch."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a bool, got {value!r} of type {type(value).__name__} ({where})")
     return bool(value)
@@ -237,7 +260,7 @@ def reduction_of(what: Description, where: str) -> tuple[Reduction, float]:
 
 
 def _divisor(what: Description, reduction: Reduction, windows: Windows, floating: bool, where: str) -> Divisor | None:
-    include = _flag("count_include_pad", what.count_include_pad, where)
+    include = flag("count_include_pad", what.count_include_pad, where)
     if what.divisor_override is not None:
         constant = geometry.size_argument("divisor_override", what.divisor_override, where)
         if constant == 0:
@@ -258,12 +281,15 @@ def _check_size(shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> Non
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 
-def _output(problem: Problem, x: Array, out: Array | None) -> Array:
+def output(problem: Problem, x: Array, out: Array | None, **read: Array | None) -> Array:
+    """Return where the result goes: new memory, or ``out`` if it will do and overlaps nothing that is read."""
     job, shape = problem.job, problem.shape
     if out is None:
         return empty_like(x, job.result, shape)
     squeeze = problem.squeeze
-    _check_out(out, tuple(n for a, n in enumerate(shape) if a not in squeeze) if squeeze else shape, job.result, x=x)
+    _check_out(
+        out, tuple(n for a, n in enumerate(shape) if a not in squeeze) if squeeze else shape, job.result, x=x, **read
+    )
     return np.expand_dims(out, squeeze) if squeeze else out
 
 
@@ -299,6 +325,13 @@ def overlap(a: Array, b: Array) -> bool:
         return True
 
 
+def selecting() -> Any:
+    """Return the module for calls in which not all inputs count."""
+    import anypool.selection
+
+    return anypool.selection
+
+
 def tensors() -> Any:
     """Return the module that takes tensors; whoever has one has imported PyTorch."""
     import anypool.tensors
@@ -308,11 +341,13 @@ def tensors() -> Any:
 
 def run(call: Call) -> Any:
     """Return the pooled array, or the pair (array, indices)."""
+    if call.selection is not None:
+        return selecting().run(call)
     x = call.x
     if type(x) is not np.ndarray:
         return tensors().run(x, call.what, call.out)
     problem = resolve(x, call.what)
-    y = _output(problem, x, call.out)
+    y = output(problem, x, call.out)
     backend, _ = select(problem.job, x)
     if problem.return_indices:
         indices = empty_like(y, np.dtype(np.int64), y.shape)
@@ -328,15 +363,23 @@ def _squeezed(problem: Problem, y: Array, out: Array | None) -> Array:
     return y.squeeze(problem.squeeze) if problem.squeeze else y
 
 
+def refuse_integers(problem: Problem, x: Array) -> None:
+    """Refuse a gradient that there is none of."""
+    if not is_float(x.dtype) or not is_float(problem.job.result):
+        raise TypeError(f"vjp needs floating-point x and result, got {x.dtype} and {problem.job.result} (x: {x.shape})")
+
+
 def differentiate(call: Call) -> tuple[Any, Callable[[Any], Array]]:
     """Return (result, pullback)."""
+    if call.selection is not None:
+        selected: tuple[Any, Callable[[Any], Array]] = selecting().differentiate(call)
+        return selected
     x = call.x
     if type(x) is not np.ndarray:
         pulled: tuple[Any, Callable[[Any], Array]] = tensors().differentiate(x, call.what, call.out)
         return pulled
     problem = resolve(x, call.what)
-    if not is_float(x.dtype) or not is_float(problem.job.result):
-        raise TypeError(f"vjp needs floating-point x and result, got {x.dtype} and {problem.job.result} (x: {x.shape})")
+    refuse_integers(problem, x)
     result: Any
     reads: dict[str, Array] = {}  # what a gradient reads besides that of the result
     if problem.reduction.adjoint == "select":
@@ -380,7 +423,7 @@ def _select(problem: Problem, x: Array, out: Array | None) -> tuple[Array, Gradi
     """Return the result of a max or min and the gradient, which needs the winners' offsets and nothing of x."""
     job = problem.coded
     codes = empty_like(x, job.code_dtype(), job.shape(x.shape))
-    y = _output(problem, x, out)
+    y = output(problem, x, out)
     backend, _ = select(job, x)
     backend.run(job, x, y, codes)
     signs = np.sign(x) if job.lift == "absolute" else None

@@ -79,6 +79,15 @@ def identity(merge: str, dtype: np.dtype[Any]) -> tuple[Any, ...]:
     return (dtype.type(-np.inf if lowest else np.inf),)
 
 
+def neutral(merge: str, lift: str, p: float, dtype: np.dtype[Any]) -> Any:
+    """Return the input that changes no window's result: an integer's may be a float."""
+    if lift == "exp":
+        return (dtype if is_float(dtype) else np.dtype(np.float64)).type(-math.inf if p > 0 else math.inf)
+    if merge == "sum":
+        return dtype.type(-0.0 if is_float(dtype) else 0)
+    return dtype.type(0) if lift == "absolute" else identity(merge, dtype)[0]
+
+
 # ---- lifting: element -> state; and finishing: state -> result -------------------------------------------------------
 
 
@@ -113,6 +122,14 @@ FINISHES: dict[str, Callable[[State, float], Array]] = {
     "signed_root": lambda s, p: _root(s[0], p),
     "log": lambda s, p: (np.log(s[0]) + s[1] * math.log(2.0)) / p,
 }
+
+
+def divide_half_even(total: Array, n: Array) -> Any:
+    """Return the integer quotients, halves rounded to the even neighbour."""
+    quotient, rest = np.divmod(total, n)
+    more = rest > n - rest
+    tie = rest == n - rest
+    return quotient + (more | (tie & (quotient % 2 == 1))).astype(total.dtype)
 
 
 def plain_gradient(lift: str, p: float, x: np.dtype[Any]) -> bool:
@@ -214,6 +231,7 @@ class Bfloat16:
     """Stands for a dtype that NumPy has only with ml_dtypes: what this package asks a dtype for, and no more."""
 
     name = "bfloat16"
+    type = float
     kind = "V"
     itemsize = 2
     isnative = True

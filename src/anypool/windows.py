@@ -50,6 +50,10 @@ class Axis:
         """Return the axis whose window ``j`` holds the outputs that see input ``j``."""
         raise NotImplementedError
 
+    def part(self, first: int, stop: int) -> tuple[Axis, slice]:
+        """Return the windows ``first … stop`` as those of an axis of their own, and which inputs that axis has."""
+        raise NotImplementedError
+
     def _clip(self, start: Ints, taps: Ints) -> tuple[Ints, Ints, Ints, Ints]:
         lo = np.where(start < 0, -(start // self.step), 0)
         hi = np.minimum(np.where(start >= self.n_in, 0, (self.n_in - 1 - start) // self.step + 1), taps)
@@ -80,6 +84,15 @@ class Sliding(Axis):
             pad = (self.kernel - 1) * self.step - self.pad
             return Sliding(self.n_out, self.n_in, self.kernel, self.step, 1, pad)
         return Transposed(self.n_out, self.n_in, self.kernel, self.step // math.gcd(self.step, self.stride), self)
+
+    def part(self, first: int, stop: int) -> tuple[Axis, slice]:
+        start = first * self.stride - self.pad
+        end = (stop - 1) * self.stride - self.pad + (self.kernel - 1) * self.step + 1
+        lo, hi = max(start, 0), min(end, self.n_in)
+        inputs = slice(lo, max(lo, hi))
+        part = Sliding(inputs.stop - lo, stop - first, self.kernel, self.step, self.stride, lo - start,
+                       self.n_in + self.pad_hi - inputs.stop)  # fmt: skip
+        return part, inputs
 
     def first_empty(self) -> int | None:
         """Return an output whose window lies wholly in the padding, if there is one."""
@@ -119,6 +132,12 @@ class Table(Axis):
         stop = np.maximum(np.searchsorted(first, j, side="right"), start)
         return Table(self.n_out, self.n_in, int((stop - start).max(initial=1)), 1, tuple(start.tolist()),
                      tuple((stop - start).tolist()))  # fmt: skip
+
+    def part(self, first: int, stop: int) -> tuple[Axis, slice]:
+        starts, counts = self.first[first:stop], self.count[first:stop]
+        lo, hi = starts[0], max(a + (n - 1) * self.step + 1 for a, n in zip(starts, counts, strict=True))
+        part = Table(hi - lo, stop - first, self.kernel, self.step, tuple(a - lo for a in starts), counts)
+        return part, slice(lo, hi)
 
 
 @dataclass(frozen=True)
@@ -163,6 +182,13 @@ class Windows:
     def transpose(self) -> Windows:
         """Return the windows of the adjoint: which outputs does each input reach?"""
         return Windows(tuple(a.transpose() for a in self.axes))
+
+    @cached_property
+    def some_empty(self) -> bool:
+        """Whether some window lies wholly in the padding."""
+        return any(
+            a.n_in == 0 or (isinstance(a, Sliding) and a.first_empty() is not None) for a in self.axes if a.n_out
+        )
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
@@ -252,7 +278,7 @@ def sliding_arguments(sizes: Sequence[int], kernel_size: Any, stride: Any = None
 
 
 def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-            ceil_mode: bool = False, *, where: str = "") -> Windows:  # fmt: skip
+            ceil_mode: bool = False, *, may_be_empty: bool = False, where: str = "") -> Windows:  # fmt: skip
     """Windows that slide: PyTorch's kernel_size, stride, padding, dilation and ceil_mode, with freer padding.
 
     Parameters
@@ -264,13 +290,15 @@ def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding:
     padding : int, sequence of int, sequence of (low, high) pairs, "valid", "same", "same_lower" or "causal"
         Of any size. ``"same"`` gives ``ceil(n / stride)`` outputs, odd padding at the end (TensorFlow's rule),
         ``"same_lower"`` at the beginning; ``"causal"`` pads only before, so that an output sees no later input.
+    may_be_empty : bool
+        Whether windows may lie wholly in the padding.
     where : str
         What error messages say about the array.
 
     Raises
     ------
     ValueError
-        If an argument is out of range, an output would be empty, or a window lies wholly in the padding.
+        If an argument is out of range, there would be no output, or a window lies wholly in the padding.
     """
     kernel, strides, pads, dilations, ceil = sliding_arguments(
         sizes, kernel_size, stride, padding, dilation, ceil_mode, where=where
@@ -283,7 +311,7 @@ def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding:
                 f"kernel_size[{i}]", "with dilation, stride and padding must span less than 2**40 elements", k, where
             )
         out = output_size(n, k, s, d, p, ceil)
-        if n < 1 or out < 1:
+        if (n < 1 and not may_be_empty) or out < 1:
             raise _error(
                 f"kernel_size[{i}]",
                 f"must fit the input: a window spans {reach} of {n} + {sum(p)} (padding) elements",
@@ -291,8 +319,9 @@ def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding:
                 where,
             )
         axis = Sliding(n, out, k, d, s, *p)
-        if (empty := axis.first_empty()) is not None:
-            raise _error(f"padding[{i}]", f"must leave every window some input: window {empty} has none", p, where)
+        if not may_be_empty and (empty := axis.first_empty()) is not None:
+            rule = f"must leave every window some input, or empty= give a value: window {empty} has none"
+            raise _error(f"padding[{i}]", rule, p, where)
         axes.append(axis)
     return Windows(tuple(axes))
 
@@ -308,7 +337,7 @@ def adaptive_arguments(sizes: Sequence[int], output_size: Any, *, where: str = "
     return given
 
 
-def adaptive(sizes: Sequence[int], output_size: Any, *, where: str = "") -> Windows:
+def adaptive(sizes: Sequence[int], output_size: Any, *, may_be_empty: bool = False, where: str = "") -> Windows:
     """Windows that divide an axis: output ``i`` of ``o`` sees ``floor(i n / o) … ceil((i + 1) n / o)``, as in PyTorch.
 
     ``None`` for an axis keeps its size. The bounds are exact integers, for any length.
@@ -318,12 +347,12 @@ def adaptive(sizes: Sequence[int], output_size: Any, *, where: str = "") -> Wind
     axes: list[Axis] = []
     for i, (n, wanted) in enumerate(zip(sizes, given, strict=True)):
         out = n if wanted is None else size_argument(f"output_size[{i}]", wanted, where, at_least=0)
-        if n < 1:
-            raise _error(f"x.shape along pooled axis {i}", "must be >= 1", n, where)
+        if n < 1 and not may_be_empty:
+            raise _error(f"x.shape along pooled axis {i}", "must be >= 1, or empty= give a value", n, where)
         if out > n and math.prod(o for o in outputs if isinstance(o, int)) >= 2**40:
             raise _error(f"output_size[{i}]", "must give fewer than 2**40 outputs in all", out, where)
         if out == 0 or n % out == 0:
-            width = n // out if out else n
+            width = max(n // out if out else n, 1)
             axes.append(Sliding(n, out, width, 1, width))
             continue
         o = np.arange(out, dtype=np.int64) if out * n < _LARGEST else np.arange(out, dtype=object)
@@ -333,8 +362,10 @@ def adaptive(sizes: Sequence[int], output_size: Any, *, where: str = "") -> Wind
     return Windows(tuple(axes))
 
 
-def whole(sizes: Sequence[int], *, where: str = "") -> Windows:
+def whole(sizes: Sequence[int], *, may_be_empty: bool = False, where: str = "") -> Windows:
     """One window over everything: global pooling."""
+    if may_be_empty:
+        return Windows(tuple(Sliding(n, 1, max(n, 1), 1, max(n, 1)) for n in sizes))
     return sliding(sizes, tuple(sizes), where=where) if min(sizes, default=1) > 0 else adaptive(sizes, 1, where=where)
 
 

@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 
 from anypool.backends import Array, Divisor, Pass
-from anypool.reductions import FINISHES, LIFTS, MERGES, State, finish_gradient, identity, lift_gradient
+from anypool.reductions import (
+    FINISHES,
+    LIFTS,
+    MERGES,
+    State,
+    divide_half_even,
+    finish_gradient,
+    identity,
+    lift_gradient,
+)
 from anypool.windows import Axis
 
 _PIECE = 4 << 20  # elements of the input taken at once
@@ -43,7 +52,7 @@ class Reference:
 
     def select_backward(self, job: Pass, grad: Array, codes: Array, out: Array) -> None:
         out[...] = 0
-        if grad.size == 0:
+        if grad.size == 0 or out.size == 0:
             return
         for piece in _pieces(out, job.axes):
             _gather_winners(job, grad[piece], codes[piece], out[piece])
@@ -147,7 +156,7 @@ def _finished(job: Pass, state: State, post: Array | None) -> Array:
             if state[0].dtype.kind == "f":
                 y = state[0] / by.astype(state[0].dtype)
             elif job.result.kind in "iu":
-                y = _divide_half_even(state[0], by.astype(state[0].dtype))
+                y = divide_half_even(state[0], by.astype(state[0].dtype))
             else:
                 y = state[0].astype(np.float64) / by
         elif job.finish in FINISHES:
@@ -159,13 +168,6 @@ def _finished(job: Pass, state: State, post: Array | None) -> Array:
         return rounded
 
 
-def _divide_half_even(total: Array, n: Array) -> Any:
-    quotient, rest = np.divmod(total, n)
-    more = rest > n - rest
-    tie = rest == n - rest
-    return quotient + (more | (tie & (quotient % 2 == 1))).astype(total.dtype)
-
-
 def _gather_winners(job: Pass, grad: Array, codes: Array, out: Array) -> None:
     """Add each output's gradient at its winner's place, in the order of the outputs."""
     rank = len(job.axes)
@@ -175,7 +177,8 @@ def _gather_winners(job: Pass, grad: Array, codes: Array, out: Array) -> None:
     rest = c.astype(np.int64)
     for windows, axis in reversed(list(zip(job.windows.axes, last, strict=True))):
         start = windows.spans()[0].reshape([-1 if a == axis else 1 for a in range(g.ndim)])
-        where[axis] = start + rest % windows.kernel * windows.step
+        at = start + rest % windows.kernel * windows.step
+        where[axis] = np.clip(at, 0, windows.n_in - 1)  # a window without input has a gradient of zero, and no winner
         rest = rest // windows.kernel
     total = np.zeros(o.shape, np.float64 if job.accumulator == np.float64 else np.float32)
     np.add.at(total, tuple(where), g.astype(total.dtype))

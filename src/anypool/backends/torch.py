@@ -85,7 +85,7 @@ def _select(job: Pass, x: Any) -> tuple[Any, Any]:
     values = torch.where(inside, ordered, worst)
     t = torch.arange(taps.shape[-1], device=x.device)
     best = (values == values.amax(-1, keepdim=True)) & inside
-    first = torch.where(best, t, taps.shape[-1]).amin(-1, keepdim=True)
+    first = torch.where(best, t, taps.shape[-1] - 1).amin(-1, keepdim=True)  # of an empty window, any
     last_nan = torch.where(values != values, t, -1).amax(-1, keepdim=True)
     code = torch.where(last_nan >= 0, last_nan, first)
     y = taps.gather(-1, code).squeeze(-1)

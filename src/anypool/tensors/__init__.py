@@ -105,7 +105,10 @@ def quick(build: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     key = (build, x.shape, x.stride(), x.dtype, rest, asked_for())
     call = _calls.get(key)
     if call is None:
-        call = _remember(key, Call(x, build(*args, **kwargs).what))
+        built = build(*args, **kwargs)
+        if built.selection is not None:
+            return NotImplemented
+        call = _remember(key, Call(x, built.what))
     return _pooled(x, call, None)
 
 
@@ -303,6 +306,13 @@ def pulled(function: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: 
         return grad_x if out is None else out.copy_(grad_x)
 
     return (y.detach(), *others) if others else y.detach(), pullback
+
+
+def select(x: torch.Tensor, what: Description, given: operation.Selection, out: torch.Tensor | None = None) -> Any:
+    """Pool the inputs that count."""
+    from anypool.tensors import selection
+
+    return selection.run(x, what, given, out)
 
 
 def unpool(rank: int, x: torch.Tensor, indices: Any, kernel_size: Any, stride: Any, padding: Any, size: Any) -> Any:

@@ -45,6 +45,8 @@ def own(x: torch.Tensor, what: Description, out: Any = None) -> Own | str:
     if not (x.is_floating_point() or x.is_quantized):
         return f"PyTorch pools no {x.dtype}"
     name, args = what.function, what.geometry_args
+    if what.reduction not in ("max", "mean"):
+        return f"PyTorch has no operator like {name} for {what.reduction}"
     if what.geometry == "global":
         rank = x.ndim - 2
         if rank not in (1, 2, 3):

@@ -1,0 +1,455 @@
+"""Which inputs count? Masks, omitted NaNs, weights and empty windows, for any reduction and on any backend.
+
+What does not count is replaced by the value that changes nothing (`reductions.neutral`), a piece at a time, so that no
+copy of the whole array is made; a second pass, over the mask, tells how many inputs are left in every window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from anypool import operation
+from anypool.backends import Array, Backend, Divisor, Pass, registry, select
+from anypool.layouts import axis_order
+from anypool.memory import empty_like
+from anypool.operation import (
+    Call,
+    Description,
+    Gradient,
+    Problem,
+    Selection,
+    flag,
+    output,
+    pullback_of,
+    refuse_integers,
+    resolve,
+    tensors,
+)
+from anypool.reductions import divide_half_even, is_float, neutral
+from anypool.windows import Windows
+
+PIECE = 1 << 21  # bytes of the input taken at once: they stay in a core's cache from one pass to the next
+
+_COUNT, _BOOL = np.dtype(np.int64), np.dtype(bool)
+
+
+class Piece(NamedTuple):
+    """A part of the outputs, the inputs they see, and their windows over these."""
+
+    inputs: tuple[slice, ...]
+    outputs: tuple[slice, ...]
+    windows: Windows
+    first: int  # flat position, in the pooled axes, of its first input
+
+
+def pieces(x: Array, windows: Windows, axes: tuple[int, ...], *, whole_windows: bool = False) -> Iterator[Piece]:
+    """Cut the slowest axes of ``x`` until the inputs of a piece take no more than `PIECE` bytes, if that is possible.
+
+    A pooled axis is cut between outputs, never into pieces so small that most inputs would be read twice, and not at
+    all with ``whole_windows``. Winners have flat positions, for which only the first pooled axis can be cut.
+    """
+    every = (slice(None),) * x.ndim
+    rest = x.nbytes
+    cuts: list[tuple[int, int]] = []  # (axis, its outputs in a piece)
+    for axis in axis_order(x.strides):
+        if rest <= PIECE or axis in axes[1:]:
+            break
+        if whole_windows and axis in axes:
+            continue
+        rest //= x.shape[axis]
+        step = max(1, PIECE // max(rest, 1))
+        if axis in axes:
+            a = windows.axes[0]
+            step = max(1, max(step, 4 * a.kernel * a.step) * a.n_out // a.n_in)
+        cuts.append((axis, step))
+
+    def cut(piece: Piece, which: int) -> Iterator[Piece]:
+        if which == len(cuts):
+            yield piece
+            return
+        axis, step = cuts[which]
+        for at in range(0, windows.axes[0].n_out if axis in axes else x.shape[axis], step):
+            chosen = inputs = slice(at, at + step)
+            some, first = piece.windows, 0
+            if axis in axes:
+                part, inputs = windows.axes[0].part(at, min(at + step, windows.axes[0].n_out))
+                some = Windows((part, *windows.axes[1:]))
+                first = inputs.start * math.prod(a.n_in for a in windows.axes[1:])
+            smaller = Piece(
+                _at(piece.inputs, axis, inputs), _at(piece.outputs, axis, chosen), some, piece.first + first
+            )
+            yield from cut(smaller, which + 1)
+
+    yield from cut(Piece(every, every, windows, 0), 0)
+
+
+def _at(slices: tuple[slice, ...], axis: int, chosen: slice) -> tuple[slice, ...]:
+    return (*slices[:axis], chosen, *slices[axis + 1 :])
+
+
+def _part(array: Array, slices: tuple[slice, ...]) -> Array:
+    """Return the part of an array that is broadcast: an axis of size one is there for every piece."""
+    return array[tuple(slice(None) if n == 1 else s for s, n in zip(slices, array.shape, strict=True))]
+
+
+class Passes(NamedTuple):
+    """What runs on a piece."""
+
+    values: Pass  # what each window makes of the inputs that count
+    counts: Pass  # how many they are
+    weights: Pass  # what their weights add up to
+    first: Pass  # where the first of them is
+
+
+class Selected:
+    """A problem together with the inputs that count; ``codes`` as of a `Pass`."""
+
+    def __init__(self, problem: Problem, x: Array, given: Selection, codes: str | None) -> None:
+        self.where = where = f"x: {x.shape}"
+        job = problem.job
+        if not isinstance(given.nan, str) or given.nan not in ("propagate", "omit"):
+            raise ValueError(f'nan must be "propagate" or "omit", got {given.nan!r} ({where})')
+        self.problem, self.windows, self.axes, self.codes = problem, job.windows, job.axes, codes
+        self.omit = given.nan == "omit" and is_float(x.dtype)
+        self.return_valid = flag("return_valid", given.return_valid, where)
+        self.mask = None if given.mask is None else self._broadcast("mask", given.mask, x, "b", "bool")
+        self.weights = None
+        if given.weights is not None:
+            self.check_weights()
+            weights = self._broadcast("weights", given.weights, x, "fiu", "real numbers")
+            self.weights = weights.astype(job.accumulator, copy=False)
+        self.empty = self._empty(given.empty)
+        self._counted: tuple[Any, Any] = (None, None)
+
+    def check_weights(self) -> None:
+        """Refuse weights for what is no weighted sum or mean."""
+        job = self.problem.job
+        if job.merge != "sum" or job.lift != "none":
+            name = self.problem.reduction.name
+            raise ValueError(f"weights need a sum or mean, got reduction {name!r} ({self.where})")
+        if job.divisor is not None and job.divisor.constant is not None:
+            raise ValueError(f"weights and divisor_override exclude each other ({self.where})")
+
+    def _broadcast(self, name: str, value: Any, x: Array, kinds: str, words: str) -> Array:
+        array: Array = np.asarray(value)
+        if array.dtype.kind not in kinds and not ("f" in kinds and is_float(array.dtype)):
+            raise TypeError(f"{name} must be {words}, got dtype {array.dtype} ({self.where})")
+        array = array.reshape(broadcast_shape(name, array.shape, x.shape))
+        sizes: list[int] = list(array.shape)
+        for axis in self.axes:
+            sizes[axis] = x.shape[axis]
+        return np.broadcast_to(array, sizes)
+
+    def _empty(self, value: Any) -> Any:
+        """Return the value of an empty window in the dtype of the result; None where there is none."""
+        dtype = self.problem.job.result
+        if value is None:
+            return dtype.type(np.nan) if is_float(dtype) else None
+        if np.ndim(value) != 0 or not (np.asarray(value).dtype.kind in "biuf" or is_float(np.asarray(value).dtype)):
+            raise TypeError(f"empty must be a number, got {value!r} of type {type(value).__name__} ({self.where})")
+        if is_float(dtype):
+            return dtype.type(value)
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if not (low <= value <= high and int(value) == value):
+            raise ValueError(f"empty must be a value of {dtype}, got {value!r} ({self.where})")
+        return dtype.type(int(value))
+
+    @property
+    def plain(self) -> bool:
+        """Whether every input counts and every window has one."""
+        return (self.mask is None and not self.omit and self.weights is None and not self.return_valid
+                and not self.windows.some_empty)  # fmt: skip
+
+    # ---- passes ----
+
+    @property
+    def divides(self) -> bool:
+        return self.problem.job.finish == "divide"
+
+    def passes(self, x: Array, windows: Windows) -> Passes:
+        # A pass is for arrays of one shape and dtype; those of masks and weights follow from that of x.
+        shapes = [None if a is None else a.shape for a in (self.mask, self.weights)]
+        key = (windows, x.shape, *shapes, self.omit, self.codes)
+        found: Passes | None = self.problem.passes.get(key)
+        if found is None:
+            job = self.problem.job
+            values = job.changed(windows=windows, codes=self.codes)
+            if self.divides:
+                values = values.changed(finish="none", divisor=None, result=job.accumulator)
+            counts = Pass(windows, self.axes, "sum", "none", "none", 1.0, _COUNT, _COUNT)
+            weights = counts.changed(accumulator=job.accumulator, result=job.accumulator)
+            first = counts.changed(merge="max", accumulator=_BOOL, result=_BOOL, codes=self.codes)
+            found = self.problem.passes[key] = Passes(values, counts, weights, first)
+        return found
+
+    def _run(self, job: Pass, x: Array, y: Array, codes: Array | None = None) -> None:
+        if x.size:
+            backend(job.windows, job, x).run(job, x, y, codes)
+
+    def _sums(self, job: Pass, x: Array) -> Array:
+        y = np.zeros(job.shape(x.shape), job.result)
+        self._run(job, x, y)
+        return y
+
+    def valid(self, x: Array, piece: Piece) -> Array | None:
+        """Return which of a piece's inputs count, or None for all."""
+        mask = None if self.mask is None else _part(self.mask, piece.inputs)
+        if not self.omit:
+            return mask
+        numbers: Array = x == x
+        if mask is not None:
+            numbers &= mask
+        return numbers
+
+    def counts(self, x: Array, valid: Array | None, piece: Piece) -> Array:
+        """Return how many inputs count in each window; it broadcasts to the result as the mask does to x."""
+        if valid is None:
+            return per_window(piece.windows, self.axes, x.ndim, "valid")
+        if self.omit:
+            return self._sums(self.passes(x, piece.windows).counts, valid)
+        # The next piece may have the same part of the mask.
+        key = (piece.windows, valid.shape, valid.__array_interface__["data"])
+        if self._counted[0] != key:
+            self._counted = key, self._sums(self.passes(x, piece.windows).counts, valid)
+        counts: Array = self._counted[1]
+        return counts
+
+    def divisor(self, counts: Array, piece: Piece) -> Array:
+        """Return what a mean without weights divides by."""
+        divisor = self.problem.job.divisor
+        assert divisor is not None
+        if divisor.constant is not None:
+            return np.asarray(divisor.constant)
+        if divisor.rule == "valid":
+            return counts
+        padded, inside = (per_window(piece.windows, self.axes, counts.ndim, rule) for rule in ("window", "valid"))
+        total: Array = counts + (padded - inside)  # what is masked is no padding
+        return total
+
+    def refuse_empty(self, x: Array) -> None:
+        """Say so where a window is empty and there is no value for it, before anything is written."""
+        if self.empty is not None or (self.mask is None and not self.omit):
+            return
+        for piece in pieces(x, self.windows, self.axes):
+            part = x[piece.inputs]
+            if not self.counts(part, self.valid(part, piece), piece).all():
+                result = self.problem.job.result
+                raise ValueError(
+                    f"mask must leave every window some input, or empty= give a value of {result} ({self.where})"
+                )
+
+    # ---- forward ----
+
+    def forward(self, x: Array, y: Array, codes: Array | None, valid: Array | None, by: Array | None = None) -> None:
+        """Write the result, the winners, how many inputs count and, for a gradient, what a mean divides by."""
+        for piece in pieces(x, self.windows, self.axes):
+            part, out = x[piece.inputs], piece.outputs
+            counts, divisor = self._forward(part, piece, y[out], None if codes is None else codes[out])
+            if valid is not None:
+                valid[out] = counts
+            if by is not None:
+                by[out] = np.where(counts > 0, divisor, 0)
+
+    def _forward(self, x: Array, piece: Piece, y: Array, codes: Array | None) -> tuple[Array, Array]:
+        passes, valid = self.passes(x, piece.windows), self.valid(x, piece)
+        counts = self.counts(x, valid, piece)
+        weights = self._weights(valid, piece)
+        by = np.asarray(1)
+        if self.divides:
+            by = self.divisor(counts, piece) if weights is None else self._sums(passes.weights, weights)
+        job = passes.values
+        state = y if y.dtype == job.result else empty_like(y, job.result, y.shape)
+        self._run(job, self.left(x, valid, weights), state, codes)
+        with np.errstate(all="ignore"):
+            if job.accumulator.kind == "f" and self.divides:
+                np.divide(state, by.astype(job.accumulator), out=y, casting="unsafe")
+            elif is_float(y.dtype) and self.divides:
+                np.divide(state, by, out=y, casting="unsafe")
+            elif self.divides:
+                y[...] = divide_half_even(state, np.where(counts > 0, by, 1).astype(state.dtype))
+        if codes is not None and valid is not None:
+            self._mend(codes, state, valid, passes.first)
+        if self.codes == "index" and codes is not None:
+            codes += piece.first
+        nothing = counts == 0
+        if nothing.any():
+            np.copyto(y, self.empty, where=nothing)
+            if self.codes == "index" and codes is not None:
+                np.copyto(codes, -1, where=nothing)
+        return counts, by
+
+    def _weights(self, valid: Array | None, piece: Piece) -> Array | None:
+        if self.weights is None:
+            return None
+        weights = _part(self.weights, piece.inputs)
+        return weights if valid is None else np.where(valid, weights, weights.dtype.type(0))
+
+    def left(self, x: Array, valid: Array | None, weights: Array | None) -> Array:
+        """Return the inputs, weighed; what does not count is replaced by what changes nothing."""
+        job = self.problem.job
+        if weights is not None:
+            with np.errstate(all="ignore"):
+                x = x.astype(job.accumulator, copy=False) * weights
+        if valid is None:
+            return x
+        none = neutral(job.merge, job.lift, job.p, x.dtype)
+        return np.where(valid, x.astype(none.dtype, copy=False), none)
+
+    def _mend(self, codes: Array, y: Array, valid: Array, first: Pass) -> None:
+        """Where the winner is no better than what was left out, it is the first input that counts."""
+        job = self.problem.job
+        tied = y == (0 if job.lift == "absolute" else neutral(job.merge, job.lift, job.p, y.dtype))
+        if tied.any():
+            places = np.empty(first.shape(valid.shape), codes.dtype)
+            self._run(first, valid, np.empty(places.shape, bool), places)
+            np.copyto(codes, places, where=tied)
+
+    # ---- backward ----
+
+    def pull(self, job: Pass, x: Array, g: Array, by: Array, y: Array, grad_x: Array) -> None:
+        """Write the gradient of a sum: ``job`` over the transposed windows, for what counts."""
+        accumulator = job.accumulator
+        through = job.finish != "none"
+        for piece in pieces(x, self.windows, self.axes, whole_windows=True):
+            part, out = x[piece.inputs], piece.outputs
+            valid = self.valid(part, piece)
+            some = np.broadcast_to(by[out] != 0, g[out].shape)
+            scaled = np.zeros_like(g[out], accumulator)
+            np.divide(g[out], by[out].astype(accumulator), out=scaled, where=some, casting="unsafe")
+            aux, post = (y[out], self.left(part, valid, None)) if through else (None, None)
+            into = grad_x[piece.inputs]
+            exact = into if into.dtype == job.result else empty_like(into, job.result, into.shape)
+            run = self._adjoint(job, part)
+            if scaled.size and exact.size:
+                backend(self.windows, run, scaled).run(run, scaled, exact, None, aux, post)
+            else:
+                exact[...] = 0
+            if self.weights is not None:
+                exact *= _part(self.weights, piece.inputs)
+            if exact is not into:
+                into[...] = exact
+            if valid is not None:
+                np.copyto(into, 0, where=~valid)
+
+    def _adjoint(self, job: Pass, x: Array) -> Pass:
+        key = (job, x.shape)
+        found: Pass | None = self.problem.passes.get(key)
+        if found is None:
+            found = self.problem.passes[key] = job.changed()
+        return found
+
+
+def backend(windows: Windows, job: Pass, x: Array) -> Backend:
+    """Return what runs a pass; kernels expect that every window of the forward pass has an input."""
+    return registry()["reference"] if windows.some_empty else select(job, x)[0]
+
+
+def broadcast_shape(name: str, given: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a mask or of weights with ones in front, if they broadcast to that of x."""
+    if len(given) > len(shape) or any(n not in (1, m) for n, m in zip(given[::-1], shape[::-1], strict=False)):
+        raise ValueError(f"{name} must broadcast to the shape of x, got shape {given} (x: {shape})")
+    return (1,) * (len(shape) - len(given)) + given
+
+
+def per_window(windows: Windows, axes: tuple[int, ...], ndim: int, rule: str) -> Array:
+    """Return the elements of each window, padding included or not."""
+    total = np.ones((1,) * ndim, np.int64)
+    for axis, n in zip(axes, Divisor(windows, rule).per_axis(), strict=True):
+        total = total * n.reshape([-1 if a == axis else 1 for a in range(ndim)])
+    return total
+
+
+def run(call: Call) -> Any:
+    """Return the pooled array, then the indices and the counts if they are asked for."""
+    x, what, out, given = call
+    assert given is not None
+    if type(x) is not np.ndarray:
+        return tensors().select(x, what, given, out)
+    x, problem, selected = _selected(x, what, given, "index")
+    if selected.plain:
+        return operation.run(Call(x, what, out))
+    y, codes, valid = _allocated(selected, x, out, _COUNT if problem.return_indices else None)
+    selected.forward(x, y, codes, valid)
+    return _results(problem, out, y, codes, valid)
+
+
+def _selected(x: Array, what: Description, given: Selection, codes: str | None) -> tuple[Array, Problem, Selected]:
+    if given.weights is not None and not is_float(x.dtype):
+        x = x.astype(np.float64)  # there are no weighted integers
+    problem = resolve(x, what)
+    indexed = problem.return_indices or codes == "offset"
+    return x, problem, Selected(problem, x, given, codes if indexed and problem.reduction.selects else None)
+
+
+def _allocated(selected: Selected, x: Array, out: Array | None,
+               codes: np.dtype[Any] | None) -> tuple[Array, Array | None, Array | None]:  # fmt: skip
+    y = output(selected.problem, x, out, mask=selected.mask, weights=selected.weights)
+    selected.refuse_empty(x)
+    return (y, None if codes is None else empty_like(y, codes, y.shape),
+            empty_like(y, _COUNT, y.shape) if selected.return_valid else None)  # fmt: skip
+
+
+def _results(problem: Problem, out: Array | None, y: Array, *others: Array | None) -> Any:
+    squeezed = [a.squeeze(problem.squeeze) if problem.squeeze else a for a in others if a is not None]
+    first = out if out is not None else y.squeeze(problem.squeeze) if problem.squeeze else y
+    return (first, *squeezed) if squeezed else first
+
+
+def differentiate(call: Call) -> tuple[Any, Callable[..., Any]]:
+    """Return (result, pullback)."""
+    x, what, out, given = call
+    assert given is not None
+    if type(x) is not np.ndarray:
+        pulled: tuple[Any, Callable[..., Any]] = tensors().pulled(tensors().select, x, what, given, out)
+        return pulled
+    x, problem, selected = _selected(x, what, given, "offset")
+    if selected.plain:
+        return operation.differentiate(Call(x, what, out))
+    refuse_integers(problem, x)
+    selects = problem.reduction.adjoint == "select"
+    y, codes, valid = _allocated(selected, x, out, problem.coded.code_dtype() if selects else None)
+    accumulator = problem.job.accumulator
+    by = np.empty(y.shape, np.float64 if accumulator == np.float64 else np.float32)  # 0 where nothing counts
+    selected.forward(x, y, codes, valid, by)
+    result = run(call) if problem.return_indices else _results(problem, out, y, valid)
+    if codes is not None:
+        gradient = _select_gradient(selected, x, codes, by)
+        return result, pullback_of(x, y.squeeze(problem.squeeze), gradient)
+    aux = y
+    if y.dtype.itemsize < 4 and problem.adjoint.finish != "none":  # before it was rounded
+        aux = empty_like(y, accumulator, y.shape)
+        exact = replace(problem, job=problem.job.changed(result=accumulator))
+        Selected(exact, x, given, None).forward(x, aux, None, None)
+    gradient = _sum_gradient(selected, x, aux, by)
+    return result, pullback_of(x, y.squeeze(problem.squeeze), gradient, x=x)
+
+
+def _select_gradient(selected: Selected, x: Array, codes: Array, by: Array) -> Gradient:
+    problem = selected.problem
+    signs = None
+    if problem.job.lift == "absolute":
+        signs = np.where(np.isnan(x), x.dtype.type(0), np.sign(x))
+
+    def gradient(g: Array, grad_x: Array) -> None:
+        g = np.where(by != 0, np.expand_dims(g, problem.squeeze), g.dtype.type(0))
+        backend(selected.windows, problem.coded, g).select_backward(problem.coded, g, codes, grad_x)
+        if signs is not None:
+            grad_x *= signs
+
+    return gradient
+
+
+def _sum_gradient(selected: Selected, x: Array, aux: Array, by: Array) -> Gradient:
+    problem = selected.problem
+    job = problem.adjoint
+    if job.finish == "none":  # the divisors are ours
+        wide = job.accumulator if selected.weights is not None else job.result
+        job = job.changed(lift="none", divisor=None, result=wide)
+    else:
+        aux = np.where(by != 0, aux, aux.dtype.type(0))
+    return lambda g, grad_x: selected.pull(job, x, np.expand_dims(g, problem.squeeze), by, aux, grad_x)
