@@ -108,7 +108,7 @@ def _ranked(build: Callable[Concatenate[int, P], Call], rank: int, examples: tup
     return function
 
 
-def _public(build: Callable[P, Call]) -> Callable[P, Any]:
+def public(build: Callable[P, Call], module: str = "anypool") -> Callable[P, Any]:
     """Return the public function of a call that has no rank in its name."""
 
     def function(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -120,7 +120,7 @@ def _public(build: Callable[P, Call]) -> Callable[P, Any]:
 
     functools.update_wrapper(function, build)
     function.__name__ = function.__qualname__ = build.__name__.strip("_")
-    function.__module__ = "anypool"
+    function.__module__ = module
     function.call = build  # type: ignore[attr-defined]
     return function
 
@@ -323,7 +323,7 @@ adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = (
 )
 
 
-@_public
+@public
 def global_avg_pool(x: Any, *, keepdims: bool = True, data_format: str = "channels_first", mask: Any = None,
                     weights: Any = None, nan: str = "propagate", empty: Any = None, return_valid: bool = False,
                     dtype: Any = None, out: Array | None = None) -> Call:  # fmt: skip
@@ -356,7 +356,7 @@ def global_avg_pool(x: Any, *, keepdims: bool = True, data_format: str = "channe
     return _call(x, what, out, mask, weights, nan, empty, return_valid)
 
 
-@_public
+@public
 def global_max_pool(x: Any, *, return_indices: bool = False, keepdims: bool = True, data_format: str = "channels_first",
                     mask: Any = None, nan: str = "propagate", empty: Any = None, return_valid: bool = False,
                     dtype: Any = None, out: Array | None = None) -> Call:  # fmt: skip
@@ -393,7 +393,7 @@ def global_max_pool(x: Any, *, return_indices: bool = False, keepdims: bool = Tr
     return _call(x, what, out, mask, None, nan, empty, return_valid)
 
 
-@_public
+@public
 def pool(x: Any, reduction: str, kernel_size: Any, *, axes: Any = None, stride: Any = None, padding: Any = 0,
          dilation: Any = 1, ceil_mode: bool = False, count_include_pad: bool = True,
          divisor_override: int | None = None, return_indices: bool = False, norm_type: float = 2, r: float = 1.0,
