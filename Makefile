@@ -78,7 +78,7 @@ fi
 endef
 export PREFLIGHT
 
-.PHONY: help demo test lint format bench bench-all bench-quick docs mutants clean
+.PHONY: help demo test lint format bench bench-all bench-quick conformance conformance-all docs mutants clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -127,6 +127,14 @@ bench-all: $(STAMPS)/extra-bench $(STAMPS)/package
 bench-quick: $(STAMPS)/extra-test $(STAMPS)/package ## measure a few rows against PyTorch and a copy, 2 minutes; writes nothing
 	$(PY) -m benchmarks --quick
 
+# Other frameworks, gigabytes of them, have an environment of their own, too. One that is missing is a failure.
+conformance: ## compare with every framework there is, 10 minutes
+	@$(MAKE) --no-print-directory VENV=.venv-conformance BUILD=build/conformance conformance-all
+
+conformance-all: $(STAMPS)/extra-conformance $(STAMPS)/package
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile tests/conformance $(PYTEST_ARGS) || { echo "make conformance: FAILED, see above."; exit 1; }
+	@echo "make conformance: passed: the results are those of PyTorch, ONNX, TensorFlow, Keras, Flax and SciPy."
+
 # README.md is the front page; the links between the root and docs/ are turned to the one flat folder that a site is.
 docs: $(STAMPS)/extra-docs ## build the site, strictly, into site/
 	@rm -rf build/docs && mkdir -p build && cp -R docs build/docs && cp LICENSE build/docs/
@@ -141,7 +149,7 @@ mutants: $(STAMPS)/extra-test $(STAMPS)/extra-cli $(STAMPS)/package ## break the
 	@echo "make mutants: passed: the tests noticed every one."
 
 clean: ## remove everything the other targets made, .venv too
-	rm -rf .venv .venv-without-torch .venv-bench build demo dist site wheelhouse .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-without-torch .venv-bench .venv-conformance build demo dist site wheelhouse .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- the environment
