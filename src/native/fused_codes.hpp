@@ -80,9 +80,7 @@ class FusedCodes {
   }
 
  public:
-  explicit FusedCodes(const FusedJob& job) : job_(job) {
-    for (int i = 0; i < kRows; ++i) rows_[i] = reinterpret_cast<const T*>(job.rows[i]);
-  }
+  explicit FusedCodes(const FusedJob& job) : job_(job) {}
   static bool run(const FusedJob& job) {
     FusedCodes f(job);
     char *y = job.y, *codes = job.codes;

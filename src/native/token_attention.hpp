@@ -85,17 +85,7 @@ class Attention {
     }
   }
 
-  void run(const Piece& piece, Tree& tree, char* partials) {
-    if (piece.partial >= 0) {
-      const char* s = fold_tokens(*this, tree, piece.begin, piece.first, piece.count);
-      __builtin_memcpy(partials + piece.partial * state_bytes, s, size_t(state_bytes));
-      return;
-    }
-    for (i64 o = piece.begin; o < piece.end; ++o) {
-      const i64 n = p_.runs.tokens[o];
-      finish(o, n ? fold_tokens(*this, tree, o, 0, n) : nullptr);
-    }
-  }
+  bool reads() const { return true; }
 
   void finish(i64 output, char* state) {
     for (i64 h = 0; h < p_.heads; ++h) {

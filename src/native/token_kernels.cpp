@@ -1,16 +1,9 @@
 // Token pooling, compiled once per instruction-set level; exports one table. As kernels.cpp: no STL, and nothing outside
 // the anonymous namespace but the table.
+#include "level.hpp"
 #include "token_attention.hpp"
 #include "token_gradient.hpp"
 #include "token_reduce.hpp"
-
-#ifndef ANYPOOL_LEVEL
-#error "ANYPOOL_LEVEL names the instruction-set level, e.g. x86_64_v3"
-#endif
-#define ANYPOOL_PASTE(a, b) a##b
-#define ANYPOOL_NAME(prefix, level) ANYPOOL_PASTE(prefix, level)
-#define ANYPOOL_TEXT_(x) #x
-#define ANYPOOL_TEXT(x) ANYPOOL_TEXT_(x)
 
 namespace anypool {
 namespace {
@@ -37,19 +30,14 @@ i64 scratch_bytes(const TokenPlan& p, i64 width, i64 tokens) {
 void reduce(const TokenPlan& p, const Piece& piece, i64 column, i64 width, char* partials, char* scratch) {
   with_float(p.in, [&](auto tag) {
     Reducer<typename decltype(tag)::type> machine(p, column, width, scratch);
-    i64 most = piece.count;
-    for (i64 o = piece.begin; piece.partial < 0 && o < piece.end; ++o) most = higher(most, p.runs.tokens[o]);
-    Tree tree(machine.arena(), machine.state_bytes, chunks_of(most));
-    machine.run(piece, tree, partials);
+    run_piece(machine, piece, p.runs.tokens, partials);
   });
 }
 void combine(const TokenPlan& p, i64 output, i64 pieces, i64 piece_tokens, i64 column, i64 width, char* partials,
              char* scratch) {
   with_float(p.in, [&](auto tag) {
     Reducer<typename decltype(tag)::type> machine(p, column, width, scratch);
-    Tree tree(machine.arena(), machine.state_bytes, pieces);
-    machine.finish(
-        output, fold_pieces(machine, tree, p.runs.tokens[output], pieces, piece_tokens, partials, machine.state_bytes));
+    combine_pieces(machine, output, p.runs.tokens[output], pieces, piece_tokens, partials);
   });
 }
 
@@ -66,18 +54,13 @@ i64 attention_scratch_bytes(const AttentionPlan& p, i64 tokens) {
 void attend(const AttentionPlan& p, const Piece& piece, char* partials, char* scratch) {
   with_float(p.in, [&](auto tag) {
     Attention<typename decltype(tag)::type> machine(p, scratch);
-    i64 most = piece.count;
-    for (i64 o = piece.begin; piece.partial < 0 && o < piece.end; ++o) most = higher(most, p.runs.tokens[o]);
-    Tree tree(machine.arena(), machine.state_bytes, chunks_of(most));
-    machine.run(piece, tree, partials);
+    run_piece(machine, piece, p.runs.tokens, partials);
   });
 }
 void attend_combine(const AttentionPlan& p, i64 output, i64 pieces, i64 piece_tokens, char* partials, char* scratch) {
   with_float(p.in, [&](auto tag) {
     Attention<typename decltype(tag)::type> machine(p, scratch);
-    Tree tree(machine.arena(), machine.state_bytes, pieces);
-    machine.finish(
-        output, fold_pieces(machine, tree, p.runs.tokens[output], pieces, piece_tokens, partials, machine.state_bytes));
+    combine_pieces(machine, output, p.runs.tokens[output], pieces, piece_tokens, partials);
   });
 }
 

@@ -157,17 +157,7 @@ class Reducer {
     }
   }
 
-  void run(const Piece& piece, Tree& tree, char* partials) {
-    if (piece.partial >= 0) {
-      const char* s = fold_tokens(*this, tree, piece.begin, piece.first, piece.count);
-      __builtin_memcpy(partials + piece.partial * state_bytes, s, size_t(state_bytes));
-      return;
-    }
-    for (i64 o = piece.begin; o < piece.end; ++o) {
-      const i64 n = p_.runs.tokens[o];
-      finish(o, n && reads_ ? fold_tokens(*this, tree, o, 0, n) : nullptr);
-    }
-  }
+  bool reads() const { return reads_; }
 
   void finish(i64 output, char* state) {
     const i64 n = p_.runs.tokens[output];

@@ -45,7 +45,7 @@ class Tree {
 
 inline i64 chunks_of(i64 tokens) { return (tokens + kChunk - 1) / kChunk; }
 
-// Machine: Reader reader; chunk(state, n, ordinal); merge(left, right); state_bytes.
+// Machine: arena(); seek(output, token); chunk(state, n, ordinal); merge(left, right); finish(output, state); reads(); state_bytes.
 template <class Machine>
 char* fold_tokens(Machine& m, Tree& tree, i64 output, i64 first, i64 count) {
   const auto merge = [&](const char* l, char* r) { m.merge(l, r); };
@@ -57,17 +57,31 @@ char* fold_tokens(Machine& m, Tree& tree, i64 output, i64 first, i64 count) {
   }
   return tree.fold(merge);
 }
+// A part of one output, or outputs that are whole; those without tokens have no state.
+template <class Machine>
+void run_piece(Machine& m, const Piece& piece, const i64* tokens, char* partials) {
+  i64 most = piece.count;
+  for (i64 o = piece.begin; piece.partial < 0 && o < piece.end; ++o) most = higher(most, tokens[o]);
+  Tree tree(m.arena(), m.state_bytes, chunks_of(most));
+  if (piece.partial >= 0) {
+    const char* s = fold_tokens(m, tree, piece.begin, piece.first, piece.count);
+    __builtin_memcpy(partials + piece.partial * m.state_bytes, s, size_t(m.state_bytes));
+    return;
+  }
+  for (i64 o = piece.begin; o < piece.end; ++o)
+    m.finish(o, tokens[o] && m.reads() ? fold_tokens(m, tree, o, 0, tokens[o]) : nullptr);
+}
 // The pieces of one output, all of piece_tokens but the last.
 template <class Machine>
-char* fold_pieces(Machine& m, Tree& tree, i64 tokens, i64 pieces, i64 piece_tokens, char* partials, i64 bytes) {
+void combine_pieces(Machine& m, i64 output, i64 tokens, i64 pieces, i64 piece_tokens, char* partials) {
   const auto merge = [&](const char* l, char* r) { m.merge(l, r); };
-  tree.clear();
+  Tree tree(m.arena(), m.state_bytes, pieces);
   const bool full = chunks_of(tokens - (pieces - 1) * piece_tokens) == chunks_of(piece_tokens);
   for (i64 i = 0; i < pieces - !full; ++i) {
-    __builtin_memcpy(tree.spare(), partials + i * bytes, size_t(bytes));
+    __builtin_memcpy(tree.spare(), partials + i * m.state_bytes, size_t(m.state_bytes));
     tree.push(merge);
   }
-  return tree.fold(merge, full ? nullptr : partials + (pieces - 1) * bytes);
+  m.finish(output, tree.fold(merge, full ? nullptr : partials + (pieces - 1) * m.state_bytes));
 }
 
 }  // namespace

@@ -107,9 +107,9 @@ class WholePlanes {
     return kept;
 #endif
   }
+  // The last planes of most image classifiers are 7x7.
   template <class Op, int N>
-  ANYPOOL_INLINE V few_rows(const T* x, i64 whole,
-                            NaNs<A, L>& nan) const {  // the last planes of most image classifiers are 7x7
+  ANYPOOL_INLINE V few_rows(const T* x, i64 whole, NaNs<A, L>& nan) const {
     V v[N];
     for (int t = 0; t < N; ++t) load(x, t, whole, v + t);
     if constexpr (Op::kNumbersOnly)
