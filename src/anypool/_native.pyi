@@ -13,7 +13,9 @@ class Recipe:
     def __init__(self, choices: Sequence[int], divisor_value: float, p: float, axes: Sequence[Sequence[int]], forward_axes: Sequence[Sequence[int]], outer: Sequence[int], inner: int, strides: Sequence[Sequence[int]], backward: bool) -> None: ...
 
     def run(self, x: object, y: object, code: object | None = None, aux: object | None = None, post: object | None = None) -> None:
-        """Run on ndarrays of the shapes and strides the recipe was made for."""
+        """
+        Run on ndarrays, or the addresses of elements, of the shapes and strides the recipe was made for.
+        """
 
     @property
     def threads(self) -> int: ...
@@ -29,6 +31,11 @@ class Recipe:
 
     @property
     def scratch(self) -> int: ...
+
+def leave_out(x: object, mask: object, y: object, valid: object | None, axes: Sequence[Sequence[int]], bytes: int, none: int, largest: int) -> None:
+    """
+    Write x into y, and none where mask is False; an axis is (elements, steps of x, of mask, of y).
+    """
 
 def data_pointer(arg: object, /) -> int: ...
 

@@ -256,15 +256,15 @@ class Selected:
                 by[out] = np.where(counts > 0, divisor, 0)
 
     def _forward(self, x: Array, piece: Piece, y: Array, codes: Array | None) -> tuple[Array, Array]:
-        passes, valid = self.passes(x, piece.windows), self.valid(x, piece)
+        passes = self.passes(x, piece.windows)
+        values, valid, weights = self._inputs(x, piece)
         counts = self.counts(x, valid, piece)
-        weights = self._weights(valid, piece)
         by = np.asarray(1)
         if self.divides:
             by = self.divisor(counts, piece) if weights is None else self._sums(passes.weights, weights)
         job = passes.values
         state = y if y.dtype == job.result else empty_like(y, job.result, y.shape)
-        self._run(job, self.left(x, valid, weights), state, codes)
+        self._run(job, values, state, codes)
         with np.errstate(all="ignore"):
             if job.accumulator.kind == "f" and self.divides:
                 np.divide(state, by.astype(job.accumulator), out=y, casting="unsafe")
@@ -283,22 +283,23 @@ class Selected:
                 np.copyto(codes, -1, where=nothing)
         return counts, by
 
-    def _weights(self, valid: Array | None, piece: Piece) -> Array | None:
-        if self.weights is None:
-            return None
-        weights = _part(self.weights, piece.inputs)
-        return weights if valid is None else np.where(valid, weights, weights.dtype.type(0))
-
-    def left(self, x: Array, valid: Array | None, weights: Array | None) -> Array:
-        """Return the inputs, weighed; what does not count is replaced by what changes nothing."""
+    def _inputs(self, x: Array, piece: Piece) -> tuple[Array, Array | None, Array | None]:
+        """Return a piece's inputs, weighed, with the neutral one where nothing counts; what counts; and weights."""
         job = self.problem.job
-        if weights is not None:
+        if self.weights is not None:
+            valid, weights = self.valid(x, piece), _part(self.weights, piece.inputs)
             with np.errstate(all="ignore"):
-                x = x.astype(job.accumulator, copy=False) * weights
-        if valid is None:
-            return x
+                values = x.astype(job.accumulator, copy=False) * weights
+            if valid is None:
+                return values, None, weights
+            nothing = weights.dtype.type(0)
+            return np.where(valid, values, values.dtype.type(-0.0)), valid, np.where(valid, weights, nothing)
+        mask = None if self.mask is None else _part(self.mask, piece.inputs)
+        if mask is None and not self.omit:
+            return x, None, None
         none = neutral(job.merge, job.lift, job.p, x.dtype)
-        return np.where(valid, x.astype(none.dtype, copy=False), none)
+        values, valid = backend(self.windows, job, x).leave_out(x.astype(none.dtype, copy=False), mask, none, self.omit)
+        return values, valid, None
 
     def _mend(self, codes: Array, y: Array, valid: Array, first: Pass) -> None:
         """Where the winner is no better than what was left out, it is the first input that counts."""
@@ -321,7 +322,7 @@ class Selected:
             some = np.broadcast_to(by[out] != 0, g[out].shape)
             scaled = np.zeros_like(g[out], accumulator)
             np.divide(g[out], by[out].astype(accumulator), out=scaled, where=some, casting="unsafe")
-            aux, post = (y[out], self.left(part, valid, None)) if through else (None, None)
+            aux, post = (y[out], self._inputs(part, piece)[0]) if through else (None, None)
             into = grad_x[piece.inputs]
             exact = into if into.dtype == job.result else empty_like(into, job.result, into.shape)
             run = self._adjoint(job, part)

@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "dispatch.hpp"
+#include "masks.hpp"
 #include "threads.hpp"
 #include "token_bindings.hpp"
 
@@ -115,6 +116,19 @@ NB_MODULE(_native, m) {
       .def_ro("bytes", &anypool::Recipe::bytes)
       .def_ro("tasks", &anypool::Recipe::tasks)
       .def_ro("scratch", &anypool::Recipe::scratch);
+  m.def(
+      "leave_out",
+      [](nb::handle x, nb::handle mask, nb::handle y, nb::handle valid, const std::vector<Numbers>& axes, i64 bytes,
+         uint64_t none, uint64_t largest) {
+        std::vector<anypool::MaskAxis> read;
+        for (const Numbers& a : axes) read.push_back({a.at(0), a.at(1), a.at(2), a.at(3)});
+        const anypool::LeaveOutRow arrays{data_of(x), static_cast<const uint8_t*>(data_of(mask)), data_of(y),
+                                          static_cast<uint8_t*>(data_of(valid))};
+        nb::gil_scoped_release release;
+        anypool::leave_out(arrays, std::move(read), {0, bytes, 0, 0, none, largest});
+      },
+      "x"_a, "mask"_a, "y"_a, "valid"_a.none(), "axes"_a, "bytes"_a, "none"_a, "largest"_a,
+      "Write x into y, and none where mask is False; an axis is (elements, steps of x, of mask, of y).");
   m.def("data_pointer", [](nb::handle array) { return reinterpret_cast<uintptr_t>(data_of(array)); });
   m.def("isa", &anypool::chosen_level, "The instruction-set level that runs; empty if the one asked for cannot.");
   m.def("isa_built", &anypool::built_levels);

@@ -46,11 +46,6 @@ const KernelTable* choose() {
   return nullptr;
 }
 
-const KernelTable* chosen() {
-  static const KernelTable* const table = choose();
-  return table;
-}
-
 // Scratch is kept per thread, so that small calls allocate nothing; a large one gives its memory back.
 struct Scratch {
   std::unique_ptr<char[]> memory;
@@ -76,7 +71,11 @@ std::vector<std::string> built_levels() {
   for (const KernelTable* t : kTables) names.emplace_back(t->name);
   return names;
 }
-std::string chosen_level() { return chosen() ? chosen()->name : ""; }
+const KernelTable* chosen_kernels() {
+  static const KernelTable* const table = choose();
+  return table;
+}
+std::string chosen_level() { return chosen_kernels() ? chosen_kernels()->name : ""; }
 
 std::string Recipe::way() const {
   if (!tasks) return "nothing to do";
@@ -87,14 +86,12 @@ std::string Recipe::way() const {
 }
 
 int Recipe::threads() const {
-  // Waking a second thread costs 5-10 us; below this many bytes a thread earns less than that.
-  constexpr i64 kBytesPerThread = 128 << 10;
   const i64 useful = std::min(tasks, bytes / kBytesPerThread);
   return useful <= 1 ? 1 : static_cast<int>(std::min(useful, i64(thread_count())));
 }
 
 void Recipe::prepare() {
-  kernels = chosen();
+  kernels = chosen_kernels();
   Plan& p = plan;
   i64 outer = 1;
   for (int a = 0; a < p.n_outer; ++a) outer *= p.outer[a];

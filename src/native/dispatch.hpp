@@ -9,6 +9,10 @@ namespace anypool {
 
 std::vector<std::string> built_levels();
 std::string chosen_level();
+const KernelTable* chosen_kernels();  // null if none runs here
+
+// Waking a second thread costs 5-10 us; below this many bytes a thread earns less than that.
+constexpr i64 kBytesPerThread = 128 << 10;
 
 // A plan with its blocking; made once, run many times, from any thread.
 struct Recipe {

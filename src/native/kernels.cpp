@@ -1,17 +1,11 @@
 // Compiled once per instruction-set level; exports one table. No STL and no nanobind here, and nothing outside the
 // anonymous namespace: see simd.hpp.
 #include "flat_planes.hpp"
+#include "leave_out.hpp"
+#include "level.hpp"
 #include "plane_groups.hpp"
 #include "select_backward.hpp"
 #include "whole_planes.hpp"
-
-#ifndef ANYPOOL_LEVEL
-#error "ANYPOOL_LEVEL names the instruction-set level, e.g. x86_64_v3"
-#endif
-#define ANYPOOL_PASTE(a, b) a##b
-#define ANYPOOL_NAME(prefix, level) ANYPOOL_PASTE(prefix, level)
-#define ANYPOOL_TEXT_(x) #x
-#define ANYPOOL_TEXT(x) ANYPOOL_TEXT_(x)
 
 namespace anypool {
 namespace {
@@ -46,7 +40,7 @@ void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* 
 
 extern const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL);
 const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL) = {
-    ANYPOOL_TEXT(ANYPOOL_LEVEL), fused, planes, scratch_bytes, forward, select_backward,
+    ANYPOOL_TEXT(ANYPOOL_LEVEL), fused, planes, scratch_bytes, forward, select_backward, leave_out,
 };
 
 }  // namespace anypool

@@ -77,6 +77,19 @@ struct Buffers {
   const void* post;  // times_*
 };
 
+// Rows of n elements in which those that do not count are replaced. Elements are bits: `largest` is the largest magnitude
+// of a number where NaNs are left out, 0 where they are not. Steps are in elements; results lie side by side.
+struct LeaveOut {
+  i64 n, bytes, x_step, mask_step;
+  uint64_t none, largest;
+};
+struct LeaveOutRow {
+  const void* x;
+  const uint8_t* mask;
+  void* y;
+  uint8_t* valid;  // which count, if NaNs are left out
+};
+
 // What one instruction-set level exports. A task is one (outer, inner block, d, row block, column tile).
 struct KernelTable {
   const char* name;
@@ -85,6 +98,7 @@ struct KernelTable {
   i64 (*scratch_bytes)(const Plan&, bool backward);
   void (*forward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
   void (*select_backward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
+  void (*leave_out)(const LeaveOut&, const LeaveOutRow&);
 };
 
 }  // namespace anypool

@@ -85,6 +85,9 @@ class Backend(Protocol):
     def select_backward(self, job: Pass, grad: Array, codes: Array, out: Array) -> None:
         """Write into ``out`` the gradient of a max or min: each input gathers what the windows it won give."""
 
+    def leave_out(self, x: Array, mask: Array | None, none: Any, omit: bool) -> tuple[Array, Array]:
+        """Return x with ``none`` where it does not count, and where it does: in the mask, and no NaN with ``omit``."""
+
     def describe(self, job: Pass, x: Array) -> dict[str, Any]:
         """Return what would run: kernel, isa, threads."""
 

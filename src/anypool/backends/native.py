@@ -37,6 +37,7 @@ _LIFTS = ("none", "absolute", "power", "signed_power", "exp", "over_divisor", "o
 _FINISHES = ("none", "divide", "root", "signed_root", "log", "times_power", "times_signed_power", "times_exp")
 _RULES = ("window", "valid", "constant")
 _MAX_OUTER = 16
+_INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F80_0000, "float64": 0x7FF0_0000_0000_0000}
 _HALVES = ("float16", "bfloat16")
 _NO_AXIS = Sliding(1, 1, 1, 1, 1)
 
@@ -68,6 +69,20 @@ class Native:
 
     def select_backward(self, job: Pass, grad: Array, codes: Array, out: Array) -> None:
         recipe_for(job, grad, out, codes, backward=True).run(grad, out, codes)
+
+    def leave_out(self, x: Array, mask: Array | None, none: Any, omit: bool) -> tuple[Array, Array]:
+        y = np.empty_like(x)
+        valid = np.empty_like(x, bool) if omit else None
+        given = np.broadcast_to(np.True_ if mask is None else mask, x.shape)
+        axes = [
+            [n, *steps, step // x.itemsize]
+            for n, *steps, step in zip(x.shape, x.strides, given.strides, y.strides, strict=True)
+        ]
+        bits = int(np.asarray(none).view(f"u{x.itemsize}"))
+        _native.leave_out(x, given, y, valid, axes, x.itemsize, bits, _INFINITY[x.dtype.name] if omit else 0)
+        counts = mask if valid is None else valid
+        assert counts is not None  # else all counts, and nobody asks
+        return y, counts
 
 
 BACKEND = Native()

@@ -57,6 +57,12 @@ class Reference:
         for piece in _pieces(out, job.axes):
             _gather_winners(job, grad[piece], codes[piece], out[piece])
 
+    def leave_out(self, x: Array, mask: Array | None, none: Any, omit: bool) -> tuple[Array, Array]:
+        numbers = x == x if omit else None
+        valid = mask if numbers is None else numbers if mask is None else numbers & mask
+        assert valid is not None
+        return np.where(valid, x, none), valid
+
 
 BACKEND = Reference()
 

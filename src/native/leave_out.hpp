@@ -1,0 +1,47 @@
+// What does not count is replaced: one pass over rows of elements of any type, as bits.
+#pragma once
+#include "plan.hpp"
+
+namespace anypool {
+namespace {
+
+// The step of the mask as a template parameter: a loop over bytes side by side is one that compilers turn into vectors.
+template <class T, bool Omit, bool Dense>
+void leave_out_row(const LeaveOut& job, const LeaveOutRow& row) {
+  const T* __restrict x = static_cast<const T*>(row.x);
+  const uint8_t* __restrict mask = row.mask;
+  T* __restrict y = static_cast<T*>(row.y);
+  uint8_t* __restrict valid = row.valid;
+  const T none = T(job.none), largest = T(job.largest), magnitude = T(~T(0)) >> 1;
+  const i64 x_step = Dense ? 1 : job.x_step, mask_step = Dense ? 1 : job.mask_step;
+  for (i64 i = 0; i < job.n; ++i) {
+    const T bits = x[i * x_step];
+    bool counts = mask[i * mask_step];
+    if constexpr (Omit) {
+      counts &= T(bits & magnitude) <= largest;
+      valid[i] = counts;
+    }
+    y[i] = counts ? bits : none;
+  }
+}
+
+template <class T>
+void leave_out_rows(const LeaveOut& job, const LeaveOutRow& row) {
+  const bool dense = job.x_step == 1 && job.mask_step == 1;
+  if (job.largest)
+    dense ? leave_out_row<T, true, true>(job, row) : leave_out_row<T, true, false>(job, row);
+  else
+    dense ? leave_out_row<T, false, true>(job, row) : leave_out_row<T, false, false>(job, row);
+}
+
+void leave_out(const LeaveOut& job, const LeaveOutRow& row) {
+  switch (job.bytes) {
+    case 1: return leave_out_rows<uint8_t>(job, row);
+    case 2: return leave_out_rows<uint16_t>(job, row);
+    case 4: return leave_out_rows<uint32_t>(job, row);
+    default: return leave_out_rows<uint64_t>(job, row);
+  }
+}
+
+}  // namespace
+}  // namespace anypool
