@@ -91,13 +91,18 @@ def call(row: Row) -> tuple[Callable[..., Any], dict[str, Any]]:
     return getattr(anypool, f"{row.reduction}_pool{row.rank}d"), kwargs
 
 
+def selected(row: Row, x: Array) -> dict[str, Any]:
+    """Return the mask of a row that has one, of the size of x: a function of x, so that its parts are those of x."""
+    return {"mask": x > -1} if row.mode == "mask" else {}
+
+
 def outcome(row: Row, x: Array, grad: Array | None = None) -> tuple[Array, ...]:
     """Return what the row is about: the result, the result and the indices, or the gradient."""
     function, kwargs = call(row)
     if row.mode == "backward":
         y, pullback = anypool.vjp(function, x, **kwargs)
         return (pullback(np.ones_like(y) if grad is None else grad),)
-    y = function(x, **kwargs)
+    y = function(x, **kwargs, **selected(row, x))
     return y if isinstance(y, tuple) else (y,)
 
 
@@ -129,11 +134,12 @@ def subject(row: Row) -> Subject:
 
 def _forward(row: Row, x: Array) -> Subject:
     function, kwargs = call(row)
+    kwargs |= selected(row, x)
     if row.mode == "training":
         function = functools.partial(anypool.vjp, function)
     results = outcome(row, x)
     target = results[0]
-    moved = x.nbytes + sum(r.nbytes for r in results) + (row.mode == "training") * code_bytes(row) * target.size
+    moved = x.nbytes + sum(a.nbytes for a in (*results, *selected(row, x).values())) + (row.mode == "training") * code_bytes(row) * target.size
 
     def into() -> object:
         return function(x, **kwargs, out=target)

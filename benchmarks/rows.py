@@ -27,7 +27,7 @@ class Row:
     norm_type: float = 2.0
     dtype: str = "float32"
     order: str = CHANNELS_FIRST  # of the memory
-    mode: str = "forward"  # or "indices"; "training", a forward that keeps what the gradient needs; "backward"
+    mode: str = "forward"  # or "indices"; "mask"; "training", a forward that keeps what the gradient needs; "backward"
     fixed: bool = False  # measured at its own shape only
 
     @property
@@ -210,6 +210,13 @@ FAMILIES = (
         0.5,
         note="The input is a view, the result as if it had been contiguous. The bytes of the view's elements count, "
         "not those between them.",
+    ),
+    Family(
+        "Masks",
+        tuple(Row(r, s, k, t, p, mode="mask") for s, k, t, p in ((RESNET, 3, 2, 1), (VGG, 2, 2, 0)) for r in BOTH),
+        0.5,
+        0.5,
+        note="A mask of the size of the input, whose bytes count as read. No other library has masks.",
     ),
     Family(
         "Powers and exponentials",

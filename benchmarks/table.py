@@ -73,7 +73,7 @@ def per_plane(row: Row) -> int:
     itemsize = ours.dtype_of(row.dtype).itemsize
     outputs = math.prod(row.out_spatial())
     beside = {"indices": 8, "training": ours.code_bytes(row), "backward": ours.code_bytes(row)}.get(row.mode, 0)
-    return math.prod(row.spatial) * itemsize + outputs * (itemsize + beside)
+    return math.prod(row.spatial) * (itemsize + (row.mode == "mask")) + outputs * (itemsize + beside)
 
 
 def sized(row: Row, size: str) -> Row | None:
@@ -92,6 +92,8 @@ def prepared(made: ours.Subject, names: Iterable[str]) -> tuple[dict[str, Prepar
     ready: dict[str, Prepared] = {}
     refused: dict[str, str] = {}
     wanted = made.results
+    if made.row.mode == "mask":
+        return ready, refused  # no library has one
     if made.row.mode == "indices":
         wanted = (wanted[0], pointed_at(made.x, wanted[1]))
     for name in names:

@@ -69,6 +69,8 @@ def test_masked(reduction, data, backend, cut):
     options = truth_options(reduction, turn)
     if not tolerance.is_float(x.dtype) and reduction == "logsumexp":
         x = (x % 5).astype(np.float64)
+    if x.dtype.itemsize == 8 and x.dtype.kind in "iu":
+        x = x >> 16  # sums of 64-bit integers wrap around, those of the oracle's means do not
     empty = data.draw(st.sampled_from((0, 1)))
     truth = expected(x, axes, windows, reduction, options, mask=mask, empty=empty)
     arguments = {"axes": axes, "mask": mask, "empty": empty, **windows, **options}
