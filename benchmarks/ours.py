@@ -139,7 +139,9 @@ def _forward(row: Row, x: Array) -> Subject:
         function = functools.partial(anypool.vjp, function)
     results = outcome(row, x)
     target = results[0]
-    moved = x.nbytes + sum(a.nbytes for a in (*results, *selected(row, x).values())) + (row.mode == "training") * code_bytes(row) * target.size
+    beside = selected(row, x).values()
+    moved = x.nbytes + sum(a.nbytes for a in (*results, *beside))
+    moved += (row.mode == "training") * code_bytes(row) * target.size
 
     def into() -> object:
         return function(x, **kwargs, out=target)

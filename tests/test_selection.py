@@ -192,6 +192,19 @@ def test_the_lowest_value_wins_where_it_counts(dtype, backend, cut):
     assert n.tolist() == [[1, 1, 0]]
 
 
+@pytest.mark.parametrize(("dtype", "result"), [("uint8", "int32"), ("int8", "float32"), ("float64", "float32")])
+def test_the_lowest_value_of_a_dtype_in_another(dtype, result, backend):
+    """Ties are found before the result is rounded or widened."""
+    lowest = -1e300 if dtype == "float64" else np.iinfo(dtype).min
+    x = np.array([[lowest, lowest, lowest, lowest * 0.5]]).astype(dtype)
+    mask = np.array([[False, True, True, True]])
+    y, at = ap.pool(x, "max", 2, axes=1, mask=mask, dtype=result, return_indices=True)
+    wanted = oracle.pool(x, (1,), oracle.sliding_axes((4,), 2), "max", mask=mask)
+    np.testing.assert_array_equal(at, wanted.indices)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(y, wanted.values.astype(result))
+
+
 def test_windows_without_input(backend):
     x = np.array([[1.0, 2.0]])
     with pytest.raises(ValueError, match=r"padding\[0\] must leave every window some input, or empty= give a value"):

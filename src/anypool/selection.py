@@ -33,9 +33,10 @@ from anypool.operation import (
 from anypool.reductions import divide_half_even, is_float, neutral
 from anypool.windows import Windows
 
-PIECE = 1 << 21  # bytes of the input taken at once: they stay in a core's cache from one pass to the next
+PIECE = 1 << 22  # bytes of the input taken at once: they stay in a core's cache from one pass to the next
 
-_COUNT, _BOOL = np.dtype(np.int64), np.dtype(bool)
+_COUNT, _BYTE, _BOOL = np.dtype(np.int64), np.dtype(np.uint8), np.dtype(bool)
+_ONE = np.asarray(1)
 
 
 class Piece(NamedTuple):
@@ -104,6 +105,7 @@ class Passes(NamedTuple):
     counts: Pass  # how many they are
     weights: Pass  # what their weights add up to
     first: Pass  # where the first of them is
+    padding: Array | None  # how many elements of the padding each window has, if some has one
 
 
 class Selected:
@@ -171,6 +173,10 @@ class Selected:
     def divides(self) -> bool:
         return self.problem.job.finish == "divide"
 
+    @property
+    def selects(self) -> bool:
+        return self.problem.job.merge in ("max", "min")
+
     def passes(self, x: Array, windows: Windows) -> Passes:
         # A pass is for arrays of one shape and dtype; those of masks and weights follow from that of x.
         shapes = [None if a is None else a.shape for a in (self.mask, self.weights)]
@@ -181,10 +187,17 @@ class Selected:
             values = job.changed(windows=windows, codes=self.codes)
             if self.divides:
                 values = values.changed(finish="none", divisor=None, result=job.accumulator)
-            counts = Pass(windows, self.axes, "sum", "none", "none", 1.0, _COUNT, _COUNT)
-            weights = counts.changed(accumulator=job.accumulator, result=job.accumulator)
-            first = counts.changed(merge="max", accumulator=_BOOL, result=_BOOL, codes=self.codes)
-            found = self.problem.passes[key] = Passes(values, counts, weights, first)
+            elif self.codes:  # not rounded: two values that are not equal must not become so
+                values = values.changed(result=job.accumulator)
+            ones = Pass(windows, self.axes, "sum", "none", "none", 1.0, _COUNT, _COUNT)
+            counts = ones
+            if windows.n_taps <= 255:  # the kernels of means of bytes are faster than those of long sums
+                counts = ones.changed(finish="divide", divisor=Divisor(windows, "window", 1.0), result=_BYTE)
+            weights = ones.changed(accumulator=job.accumulator, result=job.accumulator)
+            first = ones.changed(merge="max", accumulator=_BOOL, result=_BOOL, codes=self.codes)
+            padded, inside = (per_window(windows, self.axes, x.ndim, rule) for rule in ("window", "valid"))
+            padding = padded - inside if (padded != inside).any() else None
+            found = self.problem.passes[key] = Passes(values, counts, weights, first, padding)
         return found
 
     def _run(self, job: Pass, x: Array, y: Array, codes: Array | None = None) -> None:
@@ -219,7 +232,7 @@ class Selected:
         counts: Array = self._counted[1]
         return counts
 
-    def divisor(self, counts: Array, piece: Piece) -> Array:
+    def divisor(self, counts: Array, passes: Passes) -> Array:
         """Return what a mean without weights divides by."""
         divisor = self.problem.job.divisor
         assert divisor is not None
@@ -227,9 +240,8 @@ class Selected:
             return np.asarray(divisor.constant)
         if divisor.rule == "valid":
             return counts
-        padded, inside = (per_window(piece.windows, self.axes, counts.ndim, rule) for rule in ("window", "valid"))
-        total: Array = counts + (padded - inside)  # what is masked is no padding
-        return total
+        padding = passes.padding  # what is masked is none
+        return counts if padding is None else counts + padding
 
     def refuse_empty(self, x: Array) -> None:
         """Say so where a window is empty and there is no value for it, before anything is written."""
@@ -258,22 +270,24 @@ class Selected:
     def _forward(self, x: Array, piece: Piece, y: Array, codes: Array | None) -> tuple[Array, Array]:
         passes = self.passes(x, piece.windows)
         values, valid, weights = self._inputs(x, piece)
-        counts = self.counts(x, valid, piece)
-        by = np.asarray(1)
-        if self.divides:
-            by = self.divisor(counts, piece) if weights is None else self._sums(passes.weights, weights)
         job = passes.values
         state = y if y.dtype == job.result else empty_like(y, job.result, y.shape)
         self._run(job, values, state, codes)
-        with np.errstate(all="ignore"):
-            if job.accumulator.kind == "f" and self.divides:
-                np.divide(state, by.astype(job.accumulator), out=y, casting="unsafe")
-            elif is_float(y.dtype) and self.divides:
-                np.divide(state, by, out=y, casting="unsafe")
-            elif self.divides:
-                y[...] = divide_half_even(state, np.where(counts > 0, by, 1).astype(state.dtype))
-        if codes is not None and valid is not None:
-            self._mend(codes, state, valid, passes.first)
+        tied = None
+        if self.selects and valid is not None:
+            tied = state == state.dtype.type(neutral(job.merge, job.lift, job.p, x.dtype))
+        # A window in which nothing counts has no winner that is better than what was left out.
+        all_count = tied is not None and not tied.any() and not self.return_valid
+        counts, by = _ONE if all_count else self.counts(x, valid, piece), _ONE
+        if self.divides:
+            by = self.divisor(counts, passes) if weights is None else self._sums(passes.weights, weights)
+            self._divide(state, counts, by, y)
+        elif state is not y:
+            with np.errstate(over="ignore"):
+                y[...] = state
+        if codes is not None and tied is not None:
+            assert valid is not None
+            self._mend(codes, tied, valid, passes.first)
         if self.codes == "index" and codes is not None:
             codes += piece.first
         nothing = counts == 0
@@ -282,6 +296,15 @@ class Selected:
             if self.codes == "index" and codes is not None:
                 np.copyto(codes, -1, where=nothing)
         return counts, by
+
+    def _divide(self, state: Array, counts: Array, by: Array, y: Array) -> None:
+        with np.errstate(all="ignore"):
+            if state.dtype.kind == "f":
+                np.divide(state, by.astype(state.dtype), out=y, casting="unsafe")
+            elif is_float(y.dtype):
+                np.divide(state, by, out=y, casting="unsafe")
+            else:
+                y[...] = divide_half_even(state, np.where(counts > 0, by, 1).astype(state.dtype))
 
     def _inputs(self, x: Array, piece: Piece) -> tuple[Array, Array | None, Array | None]:
         """Return a piece's inputs, weighed, with the neutral one where nothing counts; what counts; and weights."""
@@ -301,10 +324,8 @@ class Selected:
         values, valid = backend(self.windows, job, x).leave_out(x.astype(none.dtype, copy=False), mask, none, self.omit)
         return values, valid, None
 
-    def _mend(self, codes: Array, y: Array, valid: Array, first: Pass) -> None:
+    def _mend(self, codes: Array, tied: Array, valid: Array, first: Pass) -> None:
         """Where the winner is no better than what was left out, it is the first input that counts."""
-        job = self.problem.job
-        tied = y == (0 if job.lift == "absolute" else neutral(job.merge, job.lift, job.p, y.dtype))
         if tied.any():
             places = np.empty(first.shape(valid.shape), codes.dtype)
             self._run(first, valid, np.empty(places.shape, bool), places)
