@@ -241,6 +241,7 @@ def test_weights_of_zero_are_factors_and_masks_are_not(backend):
     [
         ({"mask": np.ones(3, bool)}, ValueError, r"mask must broadcast to the shape of x, got shape \(3,\)"),
         ({"mask": np.ones((1, 1, 1, 4), bool)}, ValueError, r"mask must broadcast to the shape of x"),
+        ({"mask": np.ma.ones(4, bool)}, TypeError, r"mask must not be a masked array"),
         ({"mask": np.ones(4)}, TypeError, r"mask must be bool, got dtype float64 \(x: \(1, 2, 4\)\)"),
         ({"weights": np.ones(4, complex)}, TypeError, r"weights must be real numbers, got dtype complex128"),
         (

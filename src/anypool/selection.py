@@ -138,6 +138,8 @@ class Selected:
             raise ValueError(f"weights and divisor_override exclude each other ({self.where})")
 
     def _broadcast(self, name: str, value: Any, x: Array, kinds: str, words: str) -> Array:
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"{name} must not be a masked array: its own mask would be ignored ({self.where})")
         array: Array = np.asarray(value)
         if array.dtype.kind not in kinds and not ("f" in kinds and is_float(array.dtype)):
             raise TypeError(f"{name} must be {words}, got dtype {array.dtype} ({self.where})")
