@@ -69,6 +69,10 @@ uint64_t libraries_loaded() {
 #endif
 }
 
+// A forked child has none of its parent's threads, and their locks may be held. PyTorch's pool is OpenMP's, which waits for
+// those threads for ever: a child works with a pool of its own, also where PyTorch has threads and we never ran before.
+std::atomic<bool> forked{false};
+
 const Torch& torch() {
   static const Torch none;
   static std::atomic<const Torch*> known{nullptr};  // once found, kept: a loaded PyTorch is never unloaded
@@ -221,19 +225,22 @@ class Pool {
 
 std::atomic<Pool*> pool{nullptr};
 
-// A forked child has none of its parent's threads, and their locks may be held: it starts over with a new pool.
-void forget_pool() { pool.store(nullptr); }
+void start_over() {
+  pool.store(nullptr);
+  forked.store(true);
+}
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, start_over);
 
 Pool& own_pool() {
   Pool* p = pool.load();
   if (p) return *p;
-  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
-  (void)registered;
   Pool* fresh = new Pool;  // never destroyed: its threads may outlive main
   if (pool.compare_exchange_strong(p, fresh)) return *fresh;
   delete fresh;
   return *p;
 }
+
+bool runs_on_torch() { return torch().parallel_for && !forked.load(); }
 
 }  // namespace
 
@@ -245,19 +252,18 @@ int thread_count() {
   return available_thread_count();
 }
 
-const char* thread_pool_name() { return torch().parallel_for ? "pytorch" : "anypool"; }
+const char* thread_pool_name() { return runs_on_torch() ? "pytorch" : "anypool"; }
 
 void parallel_ranges(int64_t n, int threads, Work work, void* context) {
   threads = static_cast<int>(std::min<int64_t>(threads, n));
   if (threads <= 1) return work(context, 0, n, 0);
   Job job;
   job.n = n, job.threads = threads, job.work = work, job.context = context;
-  const Torch& t = torch();
   const auto body = [](int64_t begin, int64_t end, void* p) {
     for (int64_t part = begin; part < end; ++part) run_part(*static_cast<Job*>(p), static_cast<int>(part));
   };
   job.parts = threads;
-  if (!t.parallel_for || t.parallel_for(0, threads, 1, body, &job) != 0) {
+  if (!runs_on_torch() || torch().parallel_for(0, threads, 1, body, &job) != 0) {
     // More parts than threads: a thread that wakes late, or is held up, leaves its share to the others.
     constexpr int kPartsPerThread = 4;
     job.parts = static_cast<int>(std::min<int64_t>(n, int64_t(threads) * kPartsPerThread));
