@@ -142,3 +142,37 @@ def test_padding_before_a_picture_s_first_column_is_not_read(dtype, width, backe
     assert (ap.max_pool2d(x, 2, padding=1, data_format="channels_last") == 7).all()
     mean = ap.avg_pool2d(x, 2, padding=1, count_include_pad=False, data_format="channels_last")
     assert (mean == 7).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_std_of_one_token_that_is_no_number(value, dtype, backend):
+    x = np.full((1, 67), value, dtype)
+    assert np.isnan(ap.pool_tokens(x, "std")).all()
+    assert np.isnan(ap.pool_tokens(np.zeros((1, 67)) + value, "std", weights=[2.0])).all()
+    assert not ap.pool_tokens(np.full((1, 67), 1e30, np.float32), "std").any()
+
+
+@pytest.mark.parametrize("heads", [(), (3,)])
+def test_attention_over_no_spans_has_gradients(heads, backend):
+    x, query = np.ones((7, 4), np.float32), np.ones((*heads, 4), np.float32)
+    y, pullback = ap.vjp(ap.attention_pool, x, query, spans=np.zeros((0, 2), int))
+    assert y.shape == (0, *heads, 4)
+    of_x, of_query = pullback(y)
+    assert of_x.shape == x.shape
+    assert of_query.shape == query.shape
+    assert not of_x.any()
+    assert not of_query.any()
+
+
+def test_infinite_scores_are_the_limit_and_say_nothing(backend):
+    x = np.array([[1.0, 2.0], [np.inf, 0.0], [3.0, 1.0], [np.inf, 5.0]])
+    values = np.array([[1.0], [2.0], [7.0], [4.0]])
+    assert ap.attention_pool(x, np.array([1.0, 0.0]), values=values).tolist() == [3.0]
+    assert ap.attention_pool(x[:3], np.array([-1.0, 0.0]), values=values[:3])[0] < 7  # a weight of 0, not a NaN
+    assert np.isnan(ap.attention_pool(x, np.array([0.0, 1.0]), values=values)).all()  # inf · 0
+
+
+def test_a_number_is_no_row_of_tokens():
+    with pytest.raises(ValueError, match="dimensions"):
+        ap.TokenPooling(("mean",), dimension=3)(np.float32(1))

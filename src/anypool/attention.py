@@ -176,7 +176,9 @@ def attention_gradient(call: AttentionCall, exact: Array, total: Array, grad: Ar
         return None
     each = np.empty((*total.shape, call.matrix.dim), wide)
     tokens_native.attend(call.matrix, call.values, call.runs, call.query, 0.0, each, None, g, known)
-    total_gradient: Array = _sum_rows(each.reshape(len(each), -1)).reshape(call.query.shape) * wide.type(call.scale)
+    total_gradient: Array = _sum_rows(each.reshape(len(each), call.query.size)).reshape(call.query.shape) * wide.type(
+        call.scale
+    )
     return total_gradient
 
 

@@ -74,9 +74,9 @@ class TokenPooling:
 
     def __call__(self, x: Any, *, prompt_length: Any = None, **layout: Any) -> Any:
         """Pool x; ``layout`` is as in `pool_tokens`, ``prompt_length`` counts where the prompt is left out."""
-        found = (
-            x[0].shape[-1] if isinstance(x, list) and x and hasattr(x[0], "shape") else getattr(x, "shape", (None,))[-1]
-        )
+        first = x[0] if isinstance(x, list) and x else x
+        shape = getattr(first, "shape", ())
+        found = shape[-1] if shape else None
         if self.dimension is not None and found is not None and found != self.dimension:
             raise ValueError(f"x must have {self.dimension} features as the configuration says, got {found}")
         if prompt_length is not None and not self.include_prompt:

@@ -257,7 +257,7 @@ class Reducer {
     const auto column = [&](i64 c, auto k) {
       constexpr int L = decltype(k)::n;
       const Vec<A, L> origin = load_as<T, A, L>(rows[0] + c);
-      Vec<A, L> first{}, second{};
+      Vec<A, L> first{}, second = origin - origin;  // 0, but for NaN and infinities, also where they are alone
       for (i64 i = 1; i < n; ++i) {
         const Vec<A, L> d = load_as<T, A, L>(rows[i] + c) - origin;
         const Vec<A, L> wd = Weighted ? d * w[i] : d;

@@ -55,10 +55,16 @@ def _clamped(x: Array, t: Term) -> Array:
     return clamped
 
 
+def _exp_below(x: Array, top: Array) -> Array:
+    """Return ``exp(x - top)``, 1 also for an infinity and itself."""
+    with np.errstate(all="ignore"):
+        found: Array = np.exp(np.where(x == top, 0.0, x - top))
+    return found
+
+
 def _logsumexp(x: Array) -> Array:
     top = x.max(0)
-    with np.errstate(all="ignore"):
-        found: Array = top + np.log(np.exp(np.where(x == top, 0.0, x - top)).sum(0))
+    found: Array = top + np.log(_exp_below(x, top).sum(0))
     return found
 
 
@@ -172,11 +178,12 @@ def attend(matrix: Matrix, values: Matrix, runs: Runs, query: Array, empty: floa
             if logsumexp is not None:
                 logsumexp[o] = -np.inf
             continue
-        scores = x @ query.astype(np.float64).T  # (n, heads)
-        total = _logsumexp(scores)
-        if logsumexp is not None:
-            logsumexp[o] = total
-        y[o] = np.exp(scores - total).T @ v
+        with np.errstate(all="ignore"):
+            scores = x @ query.astype(np.float64).T  # (n, heads)
+            if logsumexp is not None:
+                logsumexp[o] = _logsumexp(scores)
+            weights = _exp_below(scores, scores.max(0))
+            y[o] = (weights / weights.sum(0)).T @ v
 
 
 def attend_gradient(matrix: Matrix, values: Matrix, runs: Runs, query: Array, grad: Array, known: Array, out: Array,
@@ -190,11 +197,12 @@ def attend_gradient(matrix: Matrix, values: Matrix, runs: Runs, query: Array, gr
         x, v = (m.tokens(runs, o).astype(np.float64) for m in (matrix, values))
         if not len(x):
             continue
-        p = np.exp(x @ q.T - known[o, :, 0])
-        ds = p * (v @ g[o].T - known[o, :, 1])
-        total[rows] += ds @ q
-        (total if out_values is None else apart)[rows] += p @ g[o]
-        of_query += ds.T @ x
+        with np.errstate(all="ignore"):
+            p = _exp_below(x @ q.T, known[o, :, 0])
+            ds = p * (v @ g[o].T - known[o, :, 1])
+            total[rows] += ds @ q
+            (total if out_values is None else apart)[rows] += p @ g[o]
+            of_query += ds.T @ x
     out[...] = total.reshape(out.shape)
     if out_values is not None:
         out_values[...] = apart.reshape(out_values.shape)

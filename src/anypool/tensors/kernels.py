@@ -181,7 +181,8 @@ def power_backward(grad: torch.Tensor, x: torch.Tensor, y: torch.Tensor, spec: S
     """Return the gradient of an lp or logsumexp pooling."""
     origin = Origin(tuple(x.shape), x.dtype, channels_last(x))
     if y.element_size() < 4:  # y before it was rounded to a half, which would weigh on every weight
-        y = pool(x, spec._replace(dtype=torch.float32))
+        exact = problem_of(memory_of(x), spec).job.accumulator.name
+        y = pool(x, spec._replace(dtype=getattr(torch, exact)))
 
     def make(g: Memory, out: Memory) -> Any:
         job = problem_of(out, spec).adjoint
