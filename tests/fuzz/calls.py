@@ -1,0 +1,322 @@
+"""Random calls of every public function, each from a seed and a number: the same two give the same call anywhere.
+
+A call is plausible (most succeed) or hostile (some of its arguments are replaced by what no one should pass). Of both
+the same is wanted: the reference's result, or what the reference raises, one of four exceptions.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import anypool as ap
+import cases
+
+TOKEN_NAMES = (
+    "mean",
+    "sum",
+    "max",
+    "min",
+    "first",
+    "last",
+    "mean_sqrt_len",
+    "weightedmean",
+    "std",
+    "lp",
+    "gem",
+    "logsumexp",
+)
+DTYPES = (*cases.FLOATS, *cases.FLOATS, *cases.DTYPES)  # floats twice: gradients take no others
+PADDINGS = ("valid", "same", "same_lower", "causal")
+
+
+class Child(list):
+    """A list of another class."""
+
+
+def cyclic() -> list:
+    """A list that holds itself."""
+    found: list = [1]
+    found.append(found)
+    return found
+
+
+def hostile_values() -> list[Any]:
+    """Everything that is none of the things asked for, or too much of it."""
+    nan, inf = float("nan"), float("inf")
+    ones = np.ones((2, 3))
+    return [
+        None, True, False, 0, 1, 2, 3, -1, -7, 2**15, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, 2**63, 2**64, -(2**63),
+        10**30, 0.0, -0.0, 0.5, 1.5, nan, inf, -inf, 1e300, 1e-320, 1j, "", "2", "max", "same", "float16", "native",
+        "\x00", "é" * 99, b"2", (), (1,), (2, 3), (2, -1), (0, 0), (1, 2, 3), (1,) * 40, ((1, 2), (0, 0)), ((1,), ()),
+        ((0, 2**62),) * 2, (nan, 1), [2, 2], [], [[1, 2], [3]], [None], ["a"], {2: 2}, {1, 2}, object, object(), int,
+        range(3), slice(1), Ellipsis, NotImplemented, lambda: 2, Child([2, 2]), cyclic(), np.int8(2), np.int64(-1),
+        np.uint64(2**64 - 1), np.float32(2), np.bool_(True), np.array(2), np.array([2, 2]), np.array([2.0]), np.ones(0),
+        np.zeros((0, 2), np.int64), np.float16(nan), ones, ones > 0, ones.astype(object), ones.astype(complex),
+        ones.astype("U3"), ones.astype("M8[s]"), ones.astype(">f4"), ones.astype(np.longdouble),
+        np.zeros(3, [("a", "i4"), ("b", "f8")]), np.ma.masked_array(ones, ones > 0), ones.view(np.recarray),
+        np.broadcast_to(np.float32(1), (2**10, 2**9)), np.ones((1,) * 32), np.array([2**62, 2**62]),
+        np.array([0, -1, 5]), np.array([nan, inf]), np.dtype("float32"), np.dtype("M8[s]"), "V8", ap,
+    ]  # fmt: skip
+
+
+HOSTILE = hostile_values()
+
+
+@dataclass
+class Call:
+    """One call: ``function(*args, **kwargs)``, and what is done around it."""
+
+    number: int
+    function: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    way: str  # "plain", "vjp", "explain" or "state"
+    hostile: bool
+    exact: bool  # nothing in it is rounded: bits are compared
+
+    def __str__(self) -> str:
+        parts = [shown(a) for a in self.args] + [f"{k}={shown(v)}" for k, v in self.kwargs.items()]
+        inner = f"{self.function}({', '.join(parts)})"
+        return f"#{self.number} {'hostile ' if self.hostile else ''}{self.way}: {inner}"
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.size > 8:
+        return f"<{type(value).__name__} {value.dtype} {value.shape} strides {value.strides}>"
+    if isinstance(value, list) and value and isinstance(value[0], np.ndarray):
+        return f"[{', '.join(shown(v) for v in value[:4])}{', …' if len(value) > 4 else ''}]"
+    return reprlib.repr(value)
+
+
+class Maker:
+    """Makes the call of one number."""
+
+    def __init__(self, seed: int, number: int) -> None:
+        self.number = number
+        self.rng = np.random.default_rng([seed, number])
+
+    def chance(self, p: float) -> bool:
+        return bool(self.rng.random() < p)
+
+    def number_in(self, low: int, high: int) -> int:
+        return int(self.rng.integers(low, high + 1))
+
+    def one_of(self, values: Any) -> Any:
+        return values[self.number_in(0, len(values) - 1)]
+
+    def per_axis(self, rank: int, low: int, high: int) -> Any:
+        if self.chance(0.5):
+            return self.number_in(low, high)
+        return tuple(self.number_in(low, high) for _ in range(rank))
+
+    def array(self, shape: tuple[int, ...], dtype: str, *, whole: bool) -> np.ndarray:
+        """Data in any order of memory; small whole numbers, or any with NaN and infinities among them."""
+        kind = cases.dtype_of(dtype)
+        memory = self.chance(0.3) and len(shape) >= 3 and 0 not in shape
+        x = (self.one_of(WRITEABLE if whole else cases.MEMORY).build if memory else cases.plain)(shape, kind)
+        if kind.kind not in "biu" and x.flags.writeable:
+            values = self.rng.integers(-4, 5, shape).astype(np.float64)
+            if not whole:
+                values = self.rng.standard_normal(shape) * self.one_of((1.0, 1e-3, 50.0))
+                if self.chance(0.3):
+                    special = self.rng.choice([np.nan, np.inf, -np.inf, -0.0, 0.0], shape)
+                    values = np.where(self.rng.random(shape) < 0.05, special, values)
+            x[...] = values.astype(kind)
+        return x
+
+    def shape(self, rank: int) -> tuple[int, ...]:
+        lead = (self.number_in(0 if self.chance(0.05) else 1, 3), self.one_of((1, 2, 3, 5, 16, 33)))
+        longest = {1: 300, 2: 40, 3: 12}[rank] * (4 if self.chance(0.05) else 1)
+        sizes = tuple(self.number_in(1, longest if self.chance(0.5) else 9) for _ in range(rank))
+        return (lead if self.chance(0.8) else lead[1:]) + sizes
+
+    def windows(self, rank: int) -> dict[str, Any]:
+        kernel = self.per_axis(rank, 1, 7 if self.chance(0.2) else 3)
+        found: dict[str, Any] = {"kernel_size": kernel}
+        if self.chance(0.6):
+            found["stride"] = self.per_axis(rank, 1, 4)
+        if self.chance(0.5):
+            low = self.per_axis(rank, 0, 1)
+            pairs = tuple((self.number_in(0, 2), self.number_in(0, 2)) for _ in range(rank))
+            found["padding"] = self.one_of((low, low, pairs, self.one_of(PADDINGS)))
+        if self.chance(0.25):
+            found["dilation"] = self.per_axis(rank, 1, 3)
+        if self.chance(0.3):
+            found["ceil_mode"] = True
+        return found
+
+    # ---- the families of functions: (name, arguments, keywords, whether nothing is rounded)
+
+    def windowed(self, name: str) -> tuple[list[Any], dict[str, Any], bool]:
+        rank = int(name[-2]) if name[-1] == "d" else self.number_in(1, 3)
+        whole = self.chance(0.5)
+        shape = self.shape(rank)
+        if name.startswith("global") and len(shape) < rank + 2:
+            shape = (2, *shape)
+        x = self.array(shape, self.one_of(DTYPES), whole=whole)
+        kwargs: dict[str, Any] = {}
+        if name.startswith("adaptive"):
+            kwargs["output_size"] = self.per_axis(rank, 1, 7)
+        elif not name.startswith("global"):
+            kwargs |= self.windows(rank)
+        reduction = "max" if "max" in name else "lp" if "lp" in name else "mean"
+        args: list[Any] = [x]
+        if name == "pool":
+            reduction = self.one_of(cases.REDUCTIONS)
+            args.append(reduction)
+            if self.chance(0.8):
+                kwargs["axes"] = tuple(range(x.ndim - rank, x.ndim))
+        if reduction == "lp":
+            kwargs["norm_type"] = self.one_of((1, 2, 3, 2.5, float("inf")))
+        if name == "pool" and reduction == "logsumexp" and self.chance(0.5):
+            kwargs["r"] = self.one_of((0.5, 2.0, -1.0))
+        if reduction == "mean" and not name.startswith(("adaptive", "global")):
+            kwargs |= {"count_include_pad": False} if self.chance(0.3) else {}
+            kwargs |= {"divisor_override": self.number_in(1, 9)} if self.chance(0.2) else {}
+        if reduction in ("max", "min") and self.chance(0.3):
+            kwargs["return_indices"] = True
+        if self.chance(0.2):
+            kwargs["data_format"] = "channels_last"
+        if self.chance(0.1):
+            kwargs["dtype"] = self.one_of(("float32", "float64", "float16", "int64"))
+        return args, kwargs, reduction in ("max", "min") or (whole and reduction in ("sum", "mean"))
+
+    def unpool(self, name: str) -> tuple[list[Any], dict[str, Any], bool]:
+        rank = int(name[-2])
+        x = self.array(self.shape(rank), self.one_of(DTYPES), whole=True)
+        kernel = self.number_in(1, 3)
+        positions = int(np.prod([n * kernel for n in x.shape[-rank:]]))
+        indices = self.rng.integers(0, max(1, positions), x.shape)
+        return [x, indices, kernel], {}, True
+
+    def fractional(self, name: str) -> tuple[list[Any], dict[str, Any], bool]:
+        rank = int(name[-2])
+        x = self.array(self.shape(rank), self.one_of(DTYPES), whole=False)
+        size = (
+            {"output_size": self.per_axis(rank, 1, 4)}
+            if self.chance(0.6)
+            else {"output_ratio": self.one_of((0.4, 0.9))}
+        )
+        indices = {"return_indices": True} if self.chance(0.4) else {}
+        return [x, self.per_axis(rank, 1, 3)], size | indices | {"rng": self.number_in(0, 99)}, True
+
+    def tokens(self) -> tuple[Any, dict[str, Any], bool]:
+        """Return tokens in one of the layouts, with what says which of them count."""
+        whole, dim = self.chance(0.5), self.one_of((1, 2, 7, 16, 33, 130))
+        dtype = self.one_of(cases.FLOATS)
+        kind = self.one_of(("mask", "lengths", "offsets", "segment_ids", "spans", "list", "none"))
+        if kind == "list":
+            lengths = [self.number_in(0, 20) for _ in range(self.number_in(1, 4))]
+            return [self.array((n, dim), dtype, whole=whole) for n in lengths], {}, whole
+        length = self.number_in(0, 300 if self.chance(0.1) else 30)
+        batch = kind in ("mask", "lengths", "none") or (kind == "spans" and self.chance(0.5))
+        lead = (self.number_in(0 if self.chance(0.1) else 1, 4),) if batch else ()
+        x = self.array((*lead, length, dim), dtype, whole=whole)
+        if kind == "mask":
+            return x, {"mask": self.rng.random((*lead, length)) < 0.7}, whole
+        if kind == "lengths":
+            return x, {"lengths": self.rng.integers(0, length + 1, lead), "side": self.one_of(("left", "right"))}, whole
+        inner = np.sort(self.rng.integers(0, length + 1, 4))
+        if kind == "offsets":
+            return x, {"offsets": [0, *inner.tolist(), length]}, whole
+        if kind == "segment_ids":
+            return x, {"segment_ids": np.sort(self.rng.integers(0, 5, length)), "num_segments": 6}, whole
+        if kind == "spans":
+            spans = np.sort(self.rng.integers(0, length + 1, (*lead, self.number_in(0, 9), 2)), -1)
+            return x, {"spans": spans}, whole
+        return x, {}, whole
+
+    def token_pooling(self) -> tuple[list[Any], dict[str, Any], bool]:
+        x, kwargs, whole = self.tokens()
+        several = self.chance(0.3)
+        names = [self.one_of(TOKEN_NAMES) for _ in range(self.number_in(1, 3) if several else 1)]
+        exact = all(n in ("max", "min", "first", "last") or (n == "sum" and whole) for n in names)
+        if self.chance(0.2) and "spans" not in kwargs:
+            kwargs["exclude_prefix"] = self.number_in(0, 4)
+        if self.chance(0.2):
+            kwargs["empty"] = self.one_of((0.0, -1.0, float("inf")))
+        return [x, names if several else names[0]], kwargs, exact
+
+    def attention(self) -> tuple[list[Any], dict[str, Any], bool]:
+        x, kwargs, _ = self.tokens()
+        first = x[0] if isinstance(x, list) else x
+        heads = () if self.chance(0.5) else (self.number_in(1, 3),)
+        return [x, self.array((*heads, first.shape[-1]), first.dtype.name, whole=False)], kwargs, False
+
+    def arguments(self, name: str) -> tuple[list[Any], dict[str, Any], bool]:
+        if name.startswith("max_unpool"):
+            return self.unpool(name)
+        if name.startswith("fractional"):
+            return self.fractional(name)
+        if name == "attention_pool":
+            return self.attention()
+        if name in ("pool_tokens", "PoolState", "TokenPooling"):
+            return self.token_pooling()
+        return self.windowed(name)
+
+    def poisoned(self, args: list[Any], kwargs: dict[str, Any], name: str) -> None:
+        """Replace one to three arguments, or add some."""
+        names = sorted({*kwargs, *KEYWORDS[name]})
+        for _ in range(self.number_in(1, 3)):
+            value = self.one_of(HOSTILE)
+            if self.chance(0.25) or not names:
+                args[self.number_in(0, len(args) - 1)] = value
+            else:
+                kwargs[self.one_of(names)] = value
+
+    def call(self) -> Call:
+        name = FUNCTIONS[self.number % len(FUNCTIONS)]
+        args, kwargs, exact = self.arguments(name)
+        way = "plain"
+        if name == "PoolState":
+            way = "state"
+        elif name != "TokenPooling":
+            way = self.one_of(("plain", "plain", "vjp", "explain"))
+        hostile = self.chance(0.4)
+        if hostile:
+            self.poisoned(args, kwargs, name)
+        elif self.chance(0.2) and way in ("plain", "vjp") and name not in WITHOUT_OUT:
+            kwargs["out"] = OUT
+        return Call(self.number, name, args, kwargs, way, hostile, exact)
+
+
+# Whose elements can be made whole numbers.
+WRITEABLE = [m for m in cases.MEMORY if m.build((2, 2, 2, 2), np.dtype(np.float32)).flags.writeable]
+
+
+class Out:
+    """Stands for an array of the result's shape, which fuzzer.py makes when it knows that."""
+
+    def __repr__(self) -> str:
+        return "<an array that fits>"
+
+
+OUT = Out()
+FUNCTIONS = [name for name in ap.__all__ if name not in ("vjp", "explain")]  # these two are ways to make a call
+WITHOUT_OUT = [
+    n for n in FUNCTIONS if n.startswith(("max_unpool", "fractional")) or "oken" in n or n == "attention_pool"
+]
+
+
+def _keywords(name: str) -> list[str]:
+    import inspect
+
+    layouts = ["mask", "lengths", "side", "offsets", "segment_ids", "num_segments", "spans"]
+    if name == "PoolState":
+        return [*layouts, "weights", "rows", "start"]
+    if name == "TokenPooling":
+        return [*layouts, "exclude_prefix", "weights", "empty"]
+    parameters = inspect.signature(getattr(ap, name)).parameters
+    return [n for n in parameters if n not in ("x", "reduction", "query", "indices")]
+
+
+KEYWORDS = {name: _keywords(name) for name in FUNCTIONS}
+
+
+def make(seed: int, number: int) -> Call:
+    """Return the call of this number."""
+    return Maker(seed, number).call()
