@@ -1,7 +1,7 @@
 """Laws that hold for every array and every window, found by hypothesis or by construction.
 
 Invariances are bit for bit: layout, batch, memory order, chunking. (Threads and instruction sets:
-test_isa.py, because they are chosen once per process.)
+test_determinism.py, because they are chosen once per process.)
 """
 
 from __future__ import annotations

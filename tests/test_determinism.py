@@ -1,6 +1,6 @@
-"""Results do not depend on the instruction set, the number of threads or the layout: bit for bit.
+"""Bit for bit the same: on any instruction set, with any number of threads, in any layout, batch or chunk, as tensors.
 
-Both are chosen once per process, so each combination runs battery.py in a fresh one.
+Instruction set and threads are chosen once per process, so each combination runs battery.py in a fresh one.
 """
 
 from __future__ import annotations
@@ -35,22 +35,34 @@ def _best() -> str:
     ).stdout.strip()
 
 
+SHARED = ("large", "tokens", "named")  # work that threads share; rows of "small" stay on one
+
+
 @functools.cache
-def run(isa: str, threads: int) -> dict:
+def run(isa: str, threads: int, *parts: str) -> dict:
     env = os.environ | {"ANYPOOL_ISA": isa, "ANYPOOL_NUM_THREADS": str(threads)}
     env.pop("ANYPOOL_BACKEND", None)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "battery.py"], cwd=HERE, env=env, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-W", "error", "battery.py", *parts], cwd=HERE, env=env, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    found = json.loads(done.stdout)
+    assert found["info"]["isa"] == isa
+    assert found["info"]["threads"] == threads
+    return found
 
 
 def assert_same(a: dict, b: dict, what: str) -> None:
-    for part in ("small", "large", "tokens"):
+    for part in a.keys() & b.keys() - {"info"}:
         assert a[part].keys() == b[part].keys()
         different = [name for name in a[part] if a[part][name] != b[part][name]]
         assert not different, f"{what}: {len(different)} of {len(a[part])} differ, e.g. {different[:5]}"
+
+
+def assert_pairs(table: dict) -> None:
+    different = [name for name, (one, other) in table.items() if one != other]
+    assert not different, f"{len(different)} of {len(table)} pairs differ, e.g. {different[:5]}"
 
 
 def test_there_are_levels():
@@ -59,30 +71,41 @@ def test_there_are_levels():
 
 
 @pytest.mark.parametrize("isa", levels())
-def test_the_level_asked_for_runs(isa):
-    assert run(isa, 2)["info"]["isa"] == isa
-
-
-@pytest.mark.parametrize("isa", levels())
-def test_levels_agree(isa):
-    assert_same(run(isa, 2), run(levels()[0], 2), f"{isa} and {levels()[0]}")
+def test_levels_agree_on_every_lane(isa):
+    """Special values in every lane of rows of every length."""
+    assert_same(run(isa, 1, "small"), run(levels()[0], 1, "small"), f"{isa} and {levels()[0]}")
 
 
 @pytest.mark.parametrize("threads", THREADS)
-def test_thread_counts_agree(threads):
-    got = run(levels()[0], threads)
-    assert got["info"]["threads"] == threads
-    assert_same(got, run(levels()[0], 2), f"{threads} and 2 threads")
+@pytest.mark.parametrize("isa", levels())
+def test_threads_and_levels_agree(isa, threads):
+    wanted = run(levels()[0], 1, *SHARED)
+    assert_same(run(isa, threads, *SHARED), wanted, f"{isa} with {threads} threads and {levels()[0]} with one")
 
 
 @pytest.mark.parametrize("isa", levels())
 def test_layouts_agree(isa):
-    results = run(isa, 2)
-    for part in ("small", "large"):
-        table = results[part]
-        first = [name for name in table if name.endswith("channels_first")]
-        different = [n for n in first if table[n] != table[n.replace("channels_first", "channels_last")]]
+    for results in (run(isa, 1, "small")["small"], run(isa, 2, *SHARED)["large"]):
+        first = [name for name in results if name.endswith("channels_first")]
+        different = [n for n in first if results[n] != results[n.replace("channels_first", "channels_last")]]
+        assert first
         assert not different, f"{len(different)} of {len(first)} differ, e.g. {different[:5]}"
+
+
+@pytest.mark.parametrize("threads", [1, 7])
+def test_batches_and_chunks_do_not_matter(threads):
+    assert_pairs(run(levels()[-1], threads, "alone")["alone"])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("isa", levels())
+def test_tensors_are_arrays(isa, threads):
+    """In PyTorch's pool of threads, too."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    found = run(isa, threads, "tensors")
+    assert found["info"]["thread_pool"] == "pytorch"
+    assert_pairs(found["tensors"])
+    assert_same(found, run(levels()[0], 1, "tensors"), f"{isa} with {threads} threads and {levels()[0]} with one")
 
 
 @pytest.mark.parametrize(
