@@ -633,6 +633,21 @@ def test_a_file_that_cannot_grow_leaves_the_old_one(suffix):
     assert contents(Path()) == before
 
 
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+@pytest.mark.parametrize("room", [0, 130, 500])
+def test_a_small_array_that_does_not_fit_is_told(room):
+    """What fits into one buffer is written when the file is closed, where NumPy does not look."""
+    np.save("in.npy", np.ones((32, 32), np.float32))
+    np.save("tokens.npy", np.ones((9, 3, 16), np.float32))
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))"
+    for command in (["pool", "in.npy", "out.npy"], ["tokens", "tokens.npy", "out.npy"]):
+        code = f"{limit}; from anypool.cli import main; raise SystemExit(main({command}))"
+        done = in_new_process("-c", code)
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        assert "cannot write" in done.stderr
+        assert not Path("out.npy").exists()
+
+
 def test_a_reader_that_leaves_is_no_traceback():
     done = subprocess.run(
         f"{sys.executable} -m anypool info | true", shell=True, capture_output=True, text=True, timeout=120

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -236,11 +237,21 @@ def write(file: IO[bytes], path: Path, array: Array, source: Source) -> None:
     """Write a result in the format the path's extension names."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        np.save(file, array, allow_pickle=False)
+        write_npy(file, array)
     elif suffix == ".npz":
         _write_npz(file, array, source.member or "arr_0")
     else:
         _write_image(file, path, array, source)
+
+
+def write_npy(file: IO[bytes], array: Array) -> None:
+    """Write as `np.save` does, but through ``file`` alone.
+
+    To a file of the system NumPy writes by the C library, and never learns that its last few kilobytes did not fit: a
+    small array on a full disk was cut off without a word.
+    """
+    stream: Any = SimpleNamespace(write=file.write)
+    np.save(stream, array, allow_pickle=False)
 
 
 def _write_npz(file: IO[bytes], array: Array, name: str) -> None:

@@ -90,7 +90,7 @@ def _array(
     rows = y.reshape(-1, y.shape[-1])
     with files.replacing(target) as (file,):
         if target.suffix.lower() == ".npy":
-            np.save(file, y, allow_pickle=False)
+            files.write_npy(file, y)
         else:
             with _parquet_writer(file, None) as write:
                 write(rows)
