@@ -3,6 +3,8 @@
 #           make test TORCH=              without PyTorch, in an environment of its own
 #           make test JOBS=8 PYTEST_ARGS='-k max_pool -x'
 #           make mutants MUTANTS=--python  only those that compile nothing
+#           make fuzz FUZZ_SECONDS=600     other calls each time; SEED=… makes those of a seed again
+#           make sanitize SANITIZERS=thread  only one of the two
 .DEFAULT_GOAL := help
 # Two pip runs at a time would break the environment; the compiler uses every core anyway.
 .NOTPARALLEL:
@@ -15,6 +17,8 @@ DEMO ?= demo
 JOBS ?= 2
 PYTEST_ARGS ?=
 MUTANTS ?=
+FUZZ_SECONDS ?= 120
+SEED ?=
 PIP_FLAGS ?= --quiet
 
 # The pin stands in pyproject.toml, once. Never a range: the newest build can be gigabytes of CUDA.
@@ -36,6 +40,7 @@ HEADERS := $(VENV)/python-headers
 NATIVE := $(wildcard src/native/*.hpp src/native/*.cpp)
 # Folders are listed too: their time changes when a file comes or goes.
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -name __pycache__ -prune -o -print)
+SANITIZERS ?= address thread
 # What this run says at the end about PyTorch.
 TORCH_SAYS := $(if $(strip $(TORCH)),with $(TORCH),without PyTorch)
 
@@ -78,7 +83,7 @@ fi
 endef
 export PREFLIGHT
 
-.PHONY: help demo test lint format bench bench-all bench-quick conformance conformance-all docs mutants clean
+.PHONY: help demo test lint format bench bench-all bench-quick conformance conformance-all docs mutants fuzz sanitize stress coverage clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -148,6 +153,26 @@ mutants: $(STAMPS)/extra-test $(STAMPS)/extra-cli $(STAMPS)/package ## break the
 	@$(PY) tests/mutants/run.py $(MUTANTS) || { echo "make mutants: FAILED, see above."; exit 1; }
 	@echo "make mutants: passed: the tests noticed every one."
 
+fuzz: $(STAMPS)/extra-test $(STAMPS)/package ## random and hostile calls of every function, FUZZ_SECONDS=120 of them
+	@$(PY) tests/fuzz/fuzzer.py --seconds $(FUZZ_SECONDS) $(if $(SEED),--seed $(SEED)) \
+	  || { echo "make fuzz: FAILED, see above."; exit 1; }
+	@echo "make fuzz: passed."
+
+stress: $(STAMPS)/extra-test $(STAMPS)/package ## what takes long or 8 GB of memory: arrays beyond 4 GiB
+	@$(PY) -m pytest -m slow $(PYTEST_ARGS) || { echo "make stress: FAILED, see above."; exit 1; }
+	@echo "make stress: passed."
+
+sanitize: $(SANITIZERS:%=$(BUILD)/instrumented/%/stamp) ## the native core under its sanitizers, two builds, half an hour
+	@failed=; for sanitizer in $(SANITIZERS); do \
+	  JOBS=$(JOBS) $(PY) tests/sanitize/run.py $$sanitizer $(BUILD)/instrumented/$$sanitizer/site \
+	    $(BUILD)/instrumented/$$sanitizer/reports || failed="$$failed $$sanitizer"; done; \
+	if [ -n "$$failed" ]; then echo "make sanitize: FAILED:$$failed. What was said: $(BUILD)/instrumented/"; exit 1; fi
+	@echo "make sanitize: passed: $(SANITIZERS)."
+
+coverage: $(BUILD)/instrumented/coverage/stamp $(STAMPS)/extra-coverage ## lines and branches the tests reach, Python and C++
+	@$(PY) tests/cover.py $(BUILD)/instrumented/coverage $(BUILD)/coverage -n $(JOBS) $(PYTEST_ARGS) \
+	  || { echo "make coverage: FAILED, see above."; exit 1; }
+
 clean: ## remove everything the other targets made, .venv too
 	rm -rf .venv .venv-without-torch .venv-bench .venv-conformance build demo dist site wheelhouse .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -177,13 +202,31 @@ $(STAMPS)/headers: | $(STAMPS)/venv
 	  || { echo "make: Python.h is missing. On Debian or Ubuntu: sudo apt install python3-dev"; exit 1; }; \
 	  echo "$(CURDIR)/$(HEADERS)/usr/include/python$$version" > $@; fi
 
-# Installed as users get it, not editable. The build folder is kept, and the build tools stay in the environment: with pip's
-# own throw-away build environment every path would change and every file compile again.
+# Debian's headers, where Python has none; without pip's own throw-away build environment, in which every path would change
+# and every file compile again.
+define INSTALL
+include=$$(cat $(STAMPS)/headers); \
+[ -z "$$include" ] || export CPLUS_INCLUDE_PATH="$$(dirname $$include)"; \
+$(PIP) --no-build-isolation $${include:+-C cmake.define.Python_INCLUDE_DIR=$$include}
+endef
+
+# Installed as users get it, not editable. The build folder is kept, and the build tools stay in the environment.
 $(STAMPS)/package: $(SOURCES) $(STAMPS)/headers | $(STAMPS)/venv
 	@$(PY) -c "$$REQUIREMENTS" build "$(TORCH)" > $@.txt
 	@$(PIP) -r $@.txt
 	@echo "-- building and installing anypool"
-	@include=$$(cat $(STAMPS)/headers); \
-	[ -z "$$include" ] || export CPLUS_INCLUDE_PATH="$$(dirname $$include)"; \
-	$(PIP) --no-build-isolation $${include:+-C cmake.define.Python_INCLUDE_DIR=$$include} -C build-dir='$(BUILD)/{cache_tag}' .
+	@$(INSTALL) -C build-dir='$(BUILD)/{cache_tag}' .
+	@touch $@
+
+# The package again, built to watch itself, in a folder of its own to import it from. Threads do not care for instruction
+# sets: the least is enough. Coverage is of the level that runs here: lines of the others are the same lines.
+INSTRUMENT_address = address,undefined
+LEVELS_thread = x86_64_v2
+LEVELS_coverage = $(shell $(PY) -c "from anypool.backends import native; print(native.info()['isa'])")
+$(BUILD)/instrumented/%/stamp: $(SOURCES) tests/sanitize/planted.cpp $(STAMPS)/extra-test $(STAMPS)/extra-cli $(STAMPS)/package
+	@echo "-- building anypool for $* (minutes)"
+	@rm -rf $(@D)/site
+	@$(INSTALL) --no-deps --target $(@D)/site -C build-dir=$(@D)/objects -C install.strip=false \
+	  -C cmake.define.ANYPOOL_INSTRUMENT='$(or $(INSTRUMENT_$*),$*)' \
+	  $(if $(LEVELS_$*),-C cmake.define.ANYPOOL_LEVELS=$(LEVELS_$*)) .
 	@touch $@

@@ -15,7 +15,7 @@ SOURCES = Path(__file__).parent.parent / "src"
 
 
 def test_there_are_enough():
-    assert len(MUTATIONS) >= 10
+    assert len(MUTATIONS) >= 25
     assert len({m.name for m in MUTATIONS}) == len(MUTATIONS)
 
 

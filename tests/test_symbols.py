@@ -24,7 +24,8 @@ REPOSITORY = Path(__file__).parent.parent
 def build_folder() -> Path:
     if named := os.environ.get("ANYPOOL_BUILD_DIR"):
         return Path(named)
-    trees = sorted((REPOSITORY / "build").rglob("CMakeCache.txt"), key=lambda p: p.stat().st_mtime)
+    found = (p for p in (REPOSITORY / "build").rglob("CMakeCache.txt") if "instrumented" not in p.parts)
+    trees = sorted(found, key=lambda p: p.stat().st_mtime)
     return trees[-1].parent if trees else REPOSITORY / "build"
 
 

@@ -124,6 +124,21 @@ struct SelectCoded {
   }
 };
 
+// Integers are added as unsigned ones, which wrap: kernels also add what lies behind the end of a row, whatever that is,
+// and NumPy's sums of 64 bits wrap, too.
+template <class T>
+struct Wrapping {
+  using type = T;
+};
+template <>
+struct Wrapping<int32_t> {
+  using type = uint32_t;
+};
+template <>
+struct Wrapping<int64_t> {
+  using type = uint64_t;
+};
+
 template <class T>
 struct Sum {
   using A = T;
@@ -145,7 +160,8 @@ struct Sum {
   }
   template <int L>
   static ANYPOOL_INLINE Vec<T, L> merged(Vec<T, L> l, Vec<T, L> r) {
-    return l + r;
+    using U = Vec<typename Wrapping<T>::type, L>;
+    return (Vec<T, L>)((U)l + (U)r);
   }
   template <int L>
   static ANYPOOL_INLINE State<L> merge(State<L> l, State<L> r) {
