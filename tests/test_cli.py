@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -426,6 +427,25 @@ def test_the_library_imports_nothing_of_the_command_line():
     heavy = "{'matplotlib', 'PIL', 'typer', 'rich', 'torch'}"
     done = in_new_process("-c", f"import sys, anypool; print({heavy} & set(sys.modules))")
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_who_pools_images_imports_nothing_of_tokens():
+    """Of the package only what every pooling needs: token pooling doubles the time that an import takes."""
+    code = (
+        "import sys, anypool as ap, numpy as np; ap.vjp(ap.max_pool1d, np.ones((1, 4)), 2)\n"
+        "print(sorted(m for m in sys.modules if m.startswith('anypool.')))"
+    )
+    done = in_new_process("-c", code)
+    unwanted = re.findall(r"anypool\.(?:token\w*|attention|state|runs|tensors|cli|arrow|nn)\b", done.stdout)
+    assert not unwanted, unwanted
+    assert "anypool.operation" in done.stdout, done.stderr
+
+
+def test_names_are_there_before_they_are_imported():
+    code = "import anypool as ap; print(set(ap.__all__) - set(dir(ap))); from anypool import *; PoolState, pool_tokens"
+    assert in_new_process("-c", code).stdout == "set()\n"
+    done = in_new_process("-c", "import anypool; anypool.no_such")
+    assert "AttributeError: module 'anypool' has no attribute 'no_such'" in done.stderr
 
 
 def test_info_does_not_import_torch():
