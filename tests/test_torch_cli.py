@@ -83,9 +83,32 @@ def test_json(run):
 
 def test_a_saved_model(run):
     torch.save(torch.nn.Sequential(torch.nn.MaxPool1d(2)), "model.pt")
-    status, out, _ = run("model.pt", "--shape", "2x3x32", "--seconds", "0.1")
+    status, out, _ = run("model.pt", "--trust", "--shape", "2x3x32", "--seconds", "0.1")
     assert status == 0
     assert "0 (MaxPool1d)" in out
+
+
+class Hostile:
+    """What a file can hold: loading it makes a file of its own."""
+
+    def __reduce__(self):
+        return open, ("it-ran", "w")
+
+
+def test_no_code_of_a_file_runs_unless_it_is_trusted(run, in_a_folder_with_a_model):
+    torch.save(Hostile(), "model.pt")
+    status, out, err = run("model.pt")
+    assert (status, out) == (2, "")
+    assert err == (
+        "anypool: MODEL model.pt is a file: loading it runs code that it names; if you trust it, add --trust\n"
+    )
+    assert not (in_a_folder_with_a_model / "it-ran").exists()
+
+
+def test_the_help_says_what_trust_means(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    assert "can run any code as it is loaded" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
@@ -100,7 +123,7 @@ def test_a_saved_model(run):
         (["nets_of_test:Net", "--dtype", "int8"], "--dtype must be float32, bfloat16 or float16, got int8"),
         (["nets_of_test:Net", "--shape", "2x3x8", "--channels-last"], "--channels-last needs a --shape of four sizes"),
         (["nets_of_test:Net", "--show", "net.txt"], "--show"),
-        (["nets_of_test.py"], "not a model of torch.save"),
+        (["nets_of_test.py", "--trust"], "not a model of torch.save"),
     ],
 )
 def test_mistakes_are_one_line(run, arguments, words):

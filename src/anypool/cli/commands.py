@@ -190,8 +190,17 @@ def info(as_json: Json = False) -> None:
 def bench_model(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="module:callable, as torchvision.models:resnet18, or a torch.save file."),
+        typer.Argument(
+            metavar="MODEL",
+            help="module:callable, as torchvision.models:resnet18, or, with --trust, a torch.save file.",
+        ),
     ],
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="Load MODEL from a file. Such a file can run any code as it is loaded: only for your own."
+        ),
+    ] = False,
     shape: Annotated[str, typer.Option(metavar="SIZE", help="Shape of the input.")] = "8x3x224x224",
     dtype: Annotated[str, typer.Option(metavar="NAME", help="float32, bfloat16 or float16.")] = "float32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Use that memory format.")] = False,
@@ -214,7 +223,7 @@ def bench_model(
 
     from anypool.cli import models
 
-    net = models.load(model).to(getattr(torch, dtype))
+    net = models.load(model, trust=trust).to(getattr(torch, dtype))
     x = torch.randn(sizes).to(getattr(torch, dtype))
     if channels_last:
         if len(sizes) != 4:

@@ -101,9 +101,16 @@ def _times(ratio: float) -> str:
     return f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.0f}×"
 
 
-def load(source: str) -> Any:
-    """Return the model that ``module:callable`` makes, or that a file of ``torch.save`` holds, in evaluation mode."""
+def load(source: str, *, trust: bool = False) -> Any:
+    """Return the model that ``module:callable`` makes, or that a file of ``torch.save`` holds, in evaluation mode.
+
+    A whole model in a file is a pickle, and loading a pickle runs code that it names: so ``trust`` is asked for.
+    """
     if Path(source).is_file():
+        if not trust:
+            raise InputError(
+                f"MODEL {source} is a file: loading it runs code that it names; if you trust it, add --trust"
+            )
         try:
             model = torch.load(source, weights_only=False)
         except Exception as error:
