@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 import anypool as ap
 from anypool import backends
+from anypool.windows import Sliding, output_size
 
 
 def gradient(x, *args, **kwargs):
@@ -176,3 +179,54 @@ def test_infinite_scores_are_the_limit_and_say_nothing(backend):
 def test_a_number_is_no_row_of_tokens():
     with pytest.raises(ValueError, match="dimensions"):
         ap.TokenPooling(("mean",), dimension=3)(np.float32(1))
+
+
+def windows_by_hand(n, kernel, stride, dilation, pads, outputs):
+    return [[j for t in range(kernel) if 0 <= (j := o * stride - pads[0] + t * dilation) < n] for o in range(outputs)]
+
+
+def test_windows_without_input_are_found_and_others_transposed():
+    """All small windows by hand: some with only padding behind the data used to give -inf."""
+    for n, k, s, d, lo, hi in itertools.product((1, 2, 5), (1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 6), (0, 1, 4, 9), (0, 7)):
+        for ceil in (False, True):
+            m = output_size(n, k, s, d, (lo, hi), ceil)
+            if m < 1:
+                continue
+            axis = Sliding(n, m, k, d, s, lo, hi)
+            seen = windows_by_hand(n, k, s, d, (lo, hi), m)
+            empty = axis.first_empty()
+            assert (empty is None) == all(seen), axis
+            assert empty is None or not seen[empty]
+            transposed = axis.transpose()
+            if all(seen):
+                for j in range(n):
+                    assert list(transposed.taps(j)) == [o for o in range(m) if j in seen[o]], axis
+
+
+def test_a_window_in_the_padding_behind_the_data():
+    with pytest.raises(
+        ValueError, match=r"padding\[0\] must leave every window some input, or empty= give a value: window 3"
+    ):
+        ap.pool(np.ones(2), "max", 2, stride=1, dilation=3, padding=((0, 5),))
+
+
+@pytest.mark.parametrize("reduction", ["max", "sum"])
+def test_gradients_of_far_dilations_take_no_longer(reduction):
+    """Looking for the windows that saw an input went through as many outputs as taps are apart: 2**38."""
+    far = 2**38 + 1
+    y, pullback = ap.vjp(ap.pool, np.arange(8.0), reduction, 3, stride=2, dilation=far, padding=far)
+    assert y.tolist() == [0, 2, 4, 6]
+    assert pullback(np.arange(1.0, 5)).tolist() == [1, 0, 2, 0, 3, 0, 4, 0]
+
+
+def test_a_thousand_million_windows_over_one_element_are_refused_at_once(monkeypatch):
+    monkeypatch.setattr("anypool.limits.available", lambda: 1 << 30)
+    with pytest.raises(MemoryError, match=r"needs 256\.0 GiB"):
+        ap.pool(np.ones(1, np.uint8), "max", 2**38, stride=2, dilation=2, padding=2**39 - 2)
+
+
+@pytest.mark.parametrize("offsets", [[0, 2**63 - 1, -2, 7], [0, -1, 7], [0, 8, 7]])
+def test_offsets_whose_differences_leave_64_bits(offsets):
+    """Differences wrapped around to lengths that looked right, and memory far away was read."""
+    with pytest.raises(ValueError, match="offsets must not fall"):
+        ap.pool_tokens(np.ones((7, 4)), "mean", offsets=offsets)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anypool.limits import require
 from anypool.windows import size_argument
 
 Ints = npt.NDArray[np.int64]
@@ -148,14 +149,15 @@ def from_offsets(offsets: Any, rows: int, where: str) -> Runs:
         raise ValueError(f"offsets must be one-dimensional and begin with 0, got shape {given.shape} ({where})")
     if given[0] != 0:
         raise ValueError(f"offsets must begin with 0, got {given[0]} ({where})")
-    counts = np.diff(given)
-    if counts.size and counts.min() < 0:
-        i = int(np.argmin(counts))
+    falls = np.flatnonzero(given[1:] < given[:-1])  # compared: a difference may be beyond 64 bits
+    if falls.size:
+        i = int(falls[0])
         raise ValueError(f"offsets must not fall, got {given[i]} before {given[i + 1]} at {i} ({where})")
     if given[-1] != rows:
         raise ValueError(
             f"offsets must end with the number of rows, {rows}, got {given[-1]}: n segments have n + 1 ({where})"
         )
+    counts = np.diff(given)
     return _one_each((len(counts),), np.zeros(len(counts), np.int64), given[:-1], counts)
 
 
@@ -177,7 +179,9 @@ def from_segment_ids(ids: Any, rows: int, n_segments: Any, where: str) -> Runs:
     if n < needed:
         raise ValueError(f"num_segments must be above every segment id, {needed - 1}, got {n} ({where})")
     if n > 2**40:
-        raise ValueError(f"segment_ids must be below 2**40, got {needed - 1} ({where})")
+        name, got = ("segment_ids", needed - 1) if n_segments is None else ("num_segments", n)
+        raise ValueError(f"{name} must be below 2**40, got {got} ({where})")
+    require(n * 64, f"the list of {n} segments", where)
     bounds = np.searchsorted(given, np.arange(n + 1)).astype(np.int64)
     return _one_each((n,), np.zeros(n, np.int64), bounds[:-1], np.diff(bounds))
 

@@ -16,11 +16,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from anypool.limits import require
+
 Ints = npt.NDArray[np.int64]
 DivisorRule = Literal["window", "valid"]
 
 _LARGEST = 2**62  # positions and sizes stay below it, so that sums of two never overflow 64 bits
 _REACH = 2**40  # a window with its padding: products with sizes of rows stay far from overflow
+_TABLE_BYTES = 160  # for each window of a `Table` while it is made: Python's numbers and NumPy's
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,13 @@ class Sliding(Axis):
     def first_empty(self) -> int | None:
         """Return an output whose window lies wholly in the padding, if there is one."""
         # A window that starts inside the data sees its first tap. Of those that start before it, the first reaches the
-        # least far; the others can miss the data only if it is shorter than the gap between two taps.
-        before = min(self.n_out, -(-max(self.pad, 0) // self.stride)) if self.n_in < self.step else 1
+        # least far; the others can miss the data only if it is shorter than the gap between two taps. Which of it they
+        # then meet is their start modulo that gap: it comes again after so many windows, and while none misses, every
+        # window meets another input.
+        before = 1
+        if self.n_in < self.step:
+            again = self.step // math.gcd(self.step, self.stride)
+            before = max(1, min(self.n_out, -(-max(self.pad, 0) // self.stride), again, self.n_in + 1))
         for i in range(0, before, 1 << 20):
             outputs = np.append(np.arange(i, min(before, i + (1 << 20)), dtype=np.int64), self.n_out - 1)
             _, _, lo, hi = self.spans(outputs)
@@ -152,11 +160,18 @@ class Transposed(Axis):
         first = -((-(j - (of.kernel - 1) * of.step)) // of.stride)
         last = j // of.stride
         # o must satisfy (j - o * stride) % dilation == 0; the solutions are `step` apart, if there are any.
-        shift = np.full(j.shape, self.step, np.int64)
-        for r in reversed(range(self.step)):
-            shift[(j - (first + r) * of.stride) % of.step == 0] = r
-        start = first + np.where(shift < self.step, shift, 0)
-        taps = np.where((shift < self.step) & (start <= last), (last - start) // self.step + 1, 0)
+        # With both divided by their greatest common divisor the stride has an inverse, which says how far the first is.
+        common = of.step // self.step
+        rest = j - first * of.stride
+        inverse = pow(of.stride // common, -1, self.step) if self.step > 1 else 0
+        small = self.step < 2**31  # else products leave 64 bits
+        shift = (
+            rest // common % self.step * inverse % self.step
+            if small
+            else np.array([int(v) // common * inverse % self.step for v in rest], np.int64)
+        )
+        start = first + np.where(rest % common == 0, shift, 0)
+        taps = np.where((rest % common == 0) & (start <= last), (last - start) // self.step + 1, 0)
         return self._clip(start, taps)
 
     def transpose(self) -> Axis:
@@ -355,6 +370,7 @@ def adaptive(sizes: Sequence[int], output_size: Any, *, may_be_empty: bool = Fal
             width = max(n // out if out else n, 1)
             axes.append(Sliding(n, out, width, 1, width))
             continue
+        require(out * _TABLE_BYTES, f"the list of {out} windows", where)
         o = np.arange(out, dtype=np.int64) if out * n < _LARGEST else np.arange(out, dtype=object)
         first, stop = o * n // out, -(-(o + 1) * n // out)
         count = stop - first

@@ -13,6 +13,7 @@ import numpy as np
 from anypool import _native
 from anypool.backends import Array, Pass
 from anypool.layouts import canonical
+from anypool.limits import require
 from anypool.windows import Axis, Sliding, Table, Transposed, Windows
 
 # The enumerations of plan.hpp, in its order.
@@ -38,6 +39,7 @@ _FINISHES = ("none", "divide", "root", "signed_root", "log", "times_power", "tim
 _RULES = ("window", "valid", "constant")
 _MAX_OUTER = 16
 _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F80_0000, "float64": 0x7FF0_0000_0000_0000}
+_MAX_GAP = 4096  # outputs that a kernel goes through to find the first that saw an input
 _HALVES = ("float16", "bfloat16")
 _NO_AXIS = Sliding(1, 1, 1, 1, 1)
 
@@ -109,7 +111,15 @@ def _reason_against(job: Pass, x: Array) -> str | None:
         return f"byte order of {x.dtype}"
     if x.ndim - len(job.axes) > _MAX_OUTER:
         return f"more than {_MAX_OUTER} axes that are not pooled"
+    if any(_gap(a, coded=job.codes == "offset") > _MAX_GAP for a in job.windows.axes):
+        return f"the gradient of a dilation above {_MAX_GAP}"
     return None
+
+
+def _gap(a: Axis, *, coded: bool) -> int:
+    """Return how many outputs lie between those that see one input, if a gradient has to look for them."""
+    transposed = a.transpose() if coded and isinstance(a, Sliding) else a
+    return transposed.step if isinstance(transposed, Transposed) else 1
 
 
 def check_environment() -> None:
@@ -175,8 +185,10 @@ def _compile(job: Pass, x: Array, y: Array, codes: Array | None, aux: Array | No
     ]
     constant = 1.0 if divisor is None or divisor.constant is None else divisor.constant
     forward = job.windows if divisor is None else divisor.windows
-    return _native.Recipe(choices, constant, job.p, _axes(job.windows), _axes(forward), list(layout.outer_sizes),
-                          layout.inner_size, strides, backward)  # fmt: skip
+    recipe = _native.Recipe(choices, constant, job.p, _axes(job.windows), _axes(forward), list(layout.outer_sizes),
+                            layout.inner_size, strides, backward)  # fmt: skip
+    require(recipe.scratch * recipe.threads, "room for the rows of a window", f"x: {x.shape}")
+    return recipe
 
 
 def _lane(job: Pass, x: np.dtype[Any], *, coded: bool, backward: bool) -> Any:
