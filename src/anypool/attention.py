@@ -90,7 +90,8 @@ def _natively(call: AttentionCall) -> bool:
 
 def attend(call: AttentionCall, dtype: np.dtype[Any] | None = None, logsumexp: Array | None = None) -> Array:
     """Return the pooled values, ``(outputs, heads, value dim)``."""
-    y = np.empty((len(call.runs.bounds) - 1, len(call.query), call.values.dim), dtype or call.result)
+    shape = (len(call.runs.bounds) - 1, len(call.query), call.values.dim)
+    y = memory.empty(shape, dtype or call.result)
     module: Any = tokens_native if _natively(call) else tokens_reference
     module.attend(call.matrix, call.values, call.runs, call.query, call.empty, y, logsumexp)
     return y
@@ -174,7 +175,7 @@ def attention_gradient(call: AttentionCall, exact: Array, total: Array, grad: Ar
     tokens_native.Gradients(call.matrix, call.runs).attention(values, call.query, g, known, out, out_values)
     if not of_query:
         return None
-    each = np.empty((*total.shape, call.matrix.dim), wide)
+    each = memory.empty((*total.shape, call.matrix.dim), wide)
     tokens_native.attend(call.matrix, call.values, call.runs, call.query, 0.0, each, None, g, known)
     total_gradient: Array = _sum_rows(each.reshape(len(each), call.query.size)).reshape(call.query.shape) * wide.type(
         call.scale
@@ -205,8 +206,8 @@ def _differentiate(x: Any, query: Any, **kwargs: Any) -> tuple[Any, Callable[...
         if g.shape != shape:
             raise ValueError(f"grad_y must have the result's shape {shape}, got {g.shape} ({matrix.where})")
         dtype = matrix.dtype.newbyteorder("=")
-        out = memory.empty((matrix.n_rows, matrix.dim), dtype, (0, 1))
-        apart = memory.empty((matrix.n_rows, call.values.dim), dtype, (0, 1)) if call.separate else None
+        out = memory.empty((matrix.n_rows, matrix.dim), dtype)
+        apart = memory.empty((matrix.n_rows, call.values.dim), dtype) if call.separate else None
         of_query = attention_gradient(call, exact, total, g.astype(call.result, copy=False), out, apart)
         assert of_query is not None
         asked = np.asarray(query)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anypool import memory
 from anypool.backends import Pass, select
 from anypool.operation import as_array, is_tensor, pullback_of, tensors
 from anypool.reductions import REDUCTIONS, check_dtype, dtypes, is_float
@@ -89,7 +90,7 @@ class _Planes:
         self.accumulator, self.result = dtypes(REDUCTIONS["max"], x.dtype, None, where)
 
     def outputs(self, dtype: Any) -> Array:
-        return np.empty((*self.x.shape[: -self.rank], *self.sizes), dtype)
+        return memory.empty((*self.x.shape[: -self.rank], *self.sizes), np.dtype(dtype))
 
     def passes(self, codes: str | None) -> Iterator[tuple[tuple[int, ...], Pass]]:
         """Yield (index of the plane, what to run on it)."""

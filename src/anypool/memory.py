@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anypool.layouts import axis_order
+from anypool.limits import require
 
 Array = npt.NDArray[Any]
 
@@ -66,7 +67,7 @@ def _block(n_bytes: int) -> mmap.mmap:
     return block
 
 
-def empty(shape: Sequence[int], dtype: np.dtype[Any], order: Sequence[int]) -> Array:
+def empty(shape: Sequence[int], dtype: np.dtype[Any], order: Sequence[int] | None = None) -> Array:
     """Return an array that is not initialised, its axes lying in memory in ``order``, the slowest first.
 
     Raises
@@ -74,14 +75,16 @@ def empty(shape: Sequence[int], dtype: np.dtype[Any], order: Sequence[int]) -> A
     MemoryError
         If there is not enough of it.
     """
-    lying = [shape[a] for a in order]
+    lying = shape if order is None else [shape[a] for a in order]
     n_bytes = math.prod(lying) * dtype.itemsize
     whole: Array | None = None
-    if n_bytes >= LARGE and _can_keep:
-        with suppress(OSError, OverflowError):  # NumPy's error, below, says how much was asked for
-            whole = np.asarray(_Lease(_block(n_bytes)))
+    if n_bytes >= LARGE:
+        require(n_bytes, f"an array of shape {tuple(shape)} and dtype {dtype}")
+        if _can_keep:
+            with suppress(OSError, OverflowError):  # NumPy's error, below, says how much was asked for
+                whole = np.asarray(_Lease(_block(n_bytes)))
     flat = np.empty(lying, dtype) if whole is None else whole[:n_bytes].view(dtype).reshape(lying)
-    array: Array = flat.transpose(np.argsort(order))
+    array: Array = flat if order is None else flat.transpose(np.argsort(order))
     return array
 
 

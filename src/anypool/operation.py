@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from anypool import limits
 from anypool import windows as geometry
 from anypool.backends import Divisor, Pass, select
 from anypool.layouts import axis_order
@@ -100,6 +101,11 @@ class Problem:
     def passes(self) -> dict[Any, Any]:
         """Passes over pieces, for calls in which not all inputs count: kept from one call to the next."""
         return {}
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Number of elements of the result."""
+        return math.prod(self.shape)
 
     @functools.cached_property
     def coded(self) -> Pass:
@@ -191,7 +197,7 @@ def _resolve(shape: tuple[int, ...], dtype: np.dtype[Any], what: Description) ->
         divisor=_divisor(what, reduction, windows, is_float(result), where), codes="index" if indices else None,
     )  # fmt: skip
     result_shape = job.shape(shape)
-    _check_size(result_shape, result, where)
+    check_size(result_shape, result, where)
     keepdims = flag("keepdims", what.keepdims, where)
     return Problem(job, reduction, indices, () if keepdims else axes, result_shape, dtype.newbyteorder("="))
 
@@ -273,7 +279,8 @@ def _divisor(what: Description, reduction: Reduction, windows: Windows, floating
     return Divisor(windows, "window" if include else "valid") if reduction.finish == "divide" else None
 
 
-def _check_size(shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> None:
+def check_size(shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> None:
+    """Refuse a result whose bytes 64 bits cannot count; indices have its shape and 8 bytes each."""
     if math.prod(shape) * max(dtype.itemsize, 8) >= 2**63:
         raise ValueError(f"the result of shape {shape} would not fit in memory ({where})")
 
@@ -281,9 +288,15 @@ def _check_size(shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> Non
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 
-def output(problem: Problem, x: Array, out: Array | None, **read: Array | None) -> Array:
-    """Return where the result goes: new memory, or ``out`` if it will do and overlaps nothing that is read."""
+def output(problem: Problem, x: Array, out: Array | None, codes: int, **read: Array | None) -> Array:
+    """Return where the result goes: new memory, or ``out`` if it will do and overlaps nothing that is read.
+
+    The ``codes`` bytes beside each of its elements are counted, not allocated.
+    """
     job, shape = problem.job, problem.shape
+    if problem.size * 16 >= limits.LARGE:  # else everything together is less
+        each = codes + (0 if out is not None else job.result.itemsize)
+        limits.require(problem.size * each, f"the result of shape {shape}", f"x: {x.shape}")
     if out is None:
         return empty_like(x, job.result, shape)
     squeeze = problem.squeeze
@@ -347,7 +360,7 @@ def run(call: Call) -> Any:
     if type(x) is not np.ndarray:
         return tensors().run(x, call.what, call.out)
     problem = resolve(x, call.what)
-    y = output(problem, x, call.out)
+    y = output(problem, x, call.out, 8 if problem.return_indices else 0)
     backend, _ = select(problem.job, x)
     if problem.return_indices:
         indices = empty_like(y, np.dtype(np.int64), y.shape)
@@ -422,8 +435,9 @@ def pullback_of(x: Array, y: Array, gradient: Gradient, /, **reads: Array) -> Ca
 def _select(problem: Problem, x: Array, out: Array | None) -> tuple[Array, Gradient]:
     """Return the result of a max or min and the gradient, which needs the winners' offsets and nothing of x."""
     job = problem.coded
-    codes = empty_like(x, job.code_dtype(), job.shape(x.shape))
-    y = output(problem, x, out)
+    kind = job.code_dtype()
+    y = output(problem, x, out, kind.itemsize)
+    codes = empty_like(x, kind, job.shape(x.shape))
     backend, _ = select(job, x)
     backend.run(job, x, y, codes)
     signs = np.sign(x) if job.lift == "absolute" else None

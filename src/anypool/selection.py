@@ -412,7 +412,8 @@ def _selected(x: Array, what: Description, given: Selection, codes: str | None) 
 
 def _allocated(selected: Selected, x: Array, out: Array | None,
                codes: np.dtype[Any] | None) -> tuple[Array, Array | None, Array | None]:  # fmt: skip
-    y = output(selected.problem, x, out, mask=selected.mask, weights=selected.weights)
+    beside = (0 if codes is None else codes.itemsize) + (8 if selected.return_valid else 0)
+    y = output(selected.problem, x, out, beside, mask=selected.mask, weights=selected.weights)
     selected.refuse_empty(x)
     return (y, None if codes is None else empty_like(y, codes, y.shape),
             empty_like(y, _COUNT, y.shape) if selected.return_valid else None)  # fmt: skip

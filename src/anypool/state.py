@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anypool.attention import attend, attention_call
+from anypool.limits import require
 from anypool.runs import Ints, _integers
 from anypool.token_gradients import weight_sums
 from anypool.token_matrix import Matrix, matrix_of, per_row
@@ -280,6 +281,9 @@ class PoolState:
     def _extend(self, rows: int) -> None:
         more = rows - self.rows
         if more > 0:
+            width = sum(a[0].nbytes if len(a) else a.dtype.itemsize * math.prod(a.shape[1:])
+                        for p in self.partials for a in p.values())  # fmt: skip
+            require(rows * (width + 8) * 2, f"a state of {rows} rows")
             self.count = np.concatenate([self.count, np.zeros(more, np.int64)])
             none = self._identities(more, self.partials)
             self.partials = [

@@ -62,7 +62,9 @@ def run_known(call: TokenCall) -> tuple[Array, Known]:
     deviating = [t for t in terms if t.reduction.finish == "deviation"][:1]
     terms = (*terms, *(Term(kept(t.reduction)) for t in deviating))  # the means they are about
     shape = (len(call.runs.bounds) - 1, call.matrix.dim)
-    winners = tuple(np.empty(shape, np.int32) if t.reduction.give in ("select", "largest") else None for t in terms)
+    winners = tuple(
+        memory.empty(shape, np.dtype(np.int32)) if t.reduction.give in ("select", "largest") else None for t in terms
+    )
     exact = replace(call, terms=terms, result=np.promote_types(wide, call.result) if call.result != wide else wide)
     y = run_call(exact, winners)
     width = len(call.terms) * call.matrix.dim
@@ -185,7 +187,7 @@ def gradient_memory(out: Array | None, shape: tuple[int, int], matrix: Matrix) -
     """Return memory for a gradient: new, or the caller's as rows."""
     dtype = matrix.dtype.newbyteorder("=")
     if out is None:
-        return memory.empty(shape, dtype, (0, 1))
+        return memory.empty(shape, dtype)
     wanted = (*matrix.leading, int(matrix.rows[0]) if len(matrix.rows) else 0, matrix.dim)
     if (
         not isinstance(out, np.ndarray)

@@ -16,6 +16,7 @@ import torch
 from anypool import _native
 from anypool.attention import attend_known, attention_call, attention_gradient
 from anypool.backends import asked_for, tokens_native
+from anypool.tensors.kernels import address_of
 from anypool.token_gradients import Known, run_known, weights_gradient, write_gradient
 from anypool.token_matrix import Matrix, matrix_at, matrix_of
 from anypool.token_reductions import names_of, terms_of
@@ -55,7 +56,7 @@ def _matrix(x: torch.Tensor) -> Matrix:
         raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype} (x: {tuple(x.shape)})")
     if not natively() or x.ndim < 2 or x.shape[-1] == 0:  # by way of an array, which has the errors too
         return matrix_of(_array(x))
-    return matrix_at(x.data_ptr(), _dtype(x), tuple(x.shape), x.stride(), x.detach())
+    return matrix_at(address_of(x), _dtype(x), tuple(x.shape), x.stride(), x.detach())
 
 
 def natively() -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anypool import memory
 from anypool import runs as geometry
 from anypool.backends import asked_for, tokens_native, tokens_reference
 from anypool.operation import is_tensor
@@ -128,7 +129,7 @@ def backend_of(call: TokenCall) -> Any:
 
 def run_call(call: TokenCall, winners: Sequence[Array | None] | None = None) -> Array:
     """Return the results, ``(outputs, dim * terms)``."""
-    y = np.empty((len(call.runs.bounds) - 1, call.matrix.dim * len(call.terms)), call.result)
+    y = memory.empty((len(call.runs.bounds) - 1, call.matrix.dim * len(call.terms)), call.result)
     backend_of(call).reduce(call.matrix, call.runs, call.terms, call.weights, call.empty, y,
                           winners or [None] * len(call.terms))  # fmt: skip
     return y

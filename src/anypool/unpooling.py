@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anypool.operation import as_array, is_tensor, pullback_of, tensors
+from anypool.limits import require
+from anypool.operation import as_array, check_size, is_tensor, pullback_of, tensors
 from anypool.windows import sizes_argument
 
 Array = npt.NDArray[Any]
@@ -54,6 +55,9 @@ def _prepare(rank: int, x: Any, indices: Any, kernel_size: Any, stride: Any, pad
     positions = math.prod(sizes)
     if indices.size and not (indices.min() >= 0 and indices.max() < positions):
         raise ValueError(f"indices must be in [0, {positions}), got {indices.min()} … {indices.max()} ({where})")
+    shape = (*x.shape[:-rank], *sizes)
+    check_size(shape, x.dtype, where)
+    require(math.prod(shape) * x.itemsize, f"the result of shape {shape}", where)
     return x, indices, sizes
 
 

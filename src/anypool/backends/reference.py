@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from anypool.backends import Array, Divisor, Pass
+from anypool.limits import require
 from anypool.reductions import (
     FINISHES,
     LIFTS,
@@ -44,6 +45,7 @@ class Reference:
         if out.size == 0:
             return
         for piece in _pieces(x, job.axes):
+            require(x[piece].size * job.accumulator.itemsize, f"a copy of the input in {job.accumulator}")
             at = [None if a is None else a[piece] for a in (aux, post)]
             y, winners = _pool(job, x[piece], *at)
             out[piece] = y

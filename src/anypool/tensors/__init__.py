@@ -123,7 +123,7 @@ def _pooled(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
         return _recorded(x, call, out)
     if out is not None:
         return _into(x, call, out)
-    if plan.recipe is None or call.indices:
+    if plan.recipe is None or call.indices or plan.large:
         return _plainly(x, call)
     y = (
         x.new_empty_strided(call.final, call.strides, dtype=plan.dtype)
@@ -131,7 +131,7 @@ def _pooled(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
         else x.new_empty_strided(call.final, call.strides)
     )
     address = x.data_ptr()
-    if address & plan.mask:
+    if not address or address & plan.mask:
         return _plainly(x, call)
     plan.recipe.run(address, y.data_ptr())
     return y

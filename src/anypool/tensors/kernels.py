@@ -6,11 +6,13 @@ ours fits, the same pass runs in torch operations (`anypool.backends.torch`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 
+from anypool import limits
 from anypool.backends import Pass, asked_for, select
 from anypool.backends import torch as reference
 from anypool.backends.native import recipe_for
@@ -33,6 +35,14 @@ def torch_dtype(result: Any, x: Any) -> Any:
     return torch.int64 if result.name == "uint64" and x is not torch.uint64 else TORCH[result.name]
 
 
+def address_of(x: torch.Tensor) -> int:
+    """Return where a tensor's elements are; one whose storage was given back has none."""
+    address: int = x.data_ptr()
+    if not address and x.numel():
+        raise ValueError(f"x must have memory, its storage has {x.untyped_storage().nbytes()} bytes: {tuple(x.shape)}")
+    return address
+
+
 class Forward:
     """A forward pass on tensors of one shape, dtype and strides."""
 
@@ -41,6 +51,7 @@ class Forward:
         "code_dtype",
         "dtype",
         "job",
+        "large",
         "mask",
         "origin",
         "recipe",
@@ -60,6 +71,10 @@ class Forward:
         self.cast = self.dtype is not x.dtype
         self.code_dtype = TORCH[self.job.code_dtype().name] if codes else None
         self.mask = at.itemsize - 1
+        n_bytes = math.prod(self.shape) * (
+            self.dtype.itemsize + (0 if self.code_dtype is None else self.code_dtype.itemsize)
+        )
+        self.large = n_bytes if n_bytes >= limits.LARGE else 0  # bytes that may be more than there are
         y = Memory(self.shape, tuple(s * self.job.result.itemsize for s in self.strides), self.job.result)
         c = memory(self.shape, self.strides, self.code_dtype) if codes else None
         backend, self.why_not = select(self.job, at)  # type: ignore[arg-type]
@@ -68,10 +83,11 @@ class Forward:
     def __call__(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """Return the pooled tensor."""
         if y is None:
+            self.require()
             y = x.new_empty_strided(self.shape, self.strides, dtype=self.dtype)
         if self.recipe is None:
             return y.copy_(reference.run(self.job, x)[0])
-        address = x.data_ptr()
+        address = address_of(x)
         if address & self.mask:
             x = x.clone(memory_format=torch.preserve_format)
             return self.for_aligned(x)(x, y)
@@ -80,17 +96,22 @@ class Forward:
 
     def with_codes(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the pooled tensor and the winners' offsets or indices."""
+        self.require()
         y = x.new_empty_strided(self.shape, self.strides, dtype=self.dtype)
         codes = x.new_empty_strided(self.shape, self.strides, dtype=self.code_dtype)
         if self.recipe is None:
             values, winners = reference.run(self.job, x)
             return y.copy_(values), codes.copy_(winners)
-        address = x.data_ptr()
+        address = address_of(x)
         if address & self.mask:
             x = x.clone(memory_format=torch.preserve_format)
             return self.for_aligned(x).with_codes(x)
         self.recipe.run(address, y.data_ptr(), codes.data_ptr())
         return y, codes
+
+    def require(self) -> None:
+        """Refuse to make a result that does not fit; PyTorch would be killed as it is written."""
+        limits.require(self.large, f"the result of shape {tuple(self.shape)}", f"x: {self.origin.shape}")
 
     def for_aligned(self, x: torch.Tensor) -> Forward:
         """Return the same pass for an aligned copy, which may lie otherwise."""
@@ -135,9 +156,11 @@ def _backward(name: str, spec: Spec, origin: Origin, grad: torch.Tensor, others:
 
     def prepare() -> Any:
         out = origin.memory()
-        return make(memory_of(grad), out), tuple(s // out.itemsize for s in out.strides)
+        n_bytes = math.prod(origin.shape) * out.itemsize
+        return make(memory_of(grad), out), tuple(s // out.itemsize for s in out.strides), n_bytes
 
-    recipe, strides = _remember(key, prepare)
+    recipe, strides, n_bytes = _remember(key, prepare)
+    limits.require(n_bytes, "the gradient of x", f"x: {origin.shape}")
     return grad.new_empty_strided(origin.shape, strides, dtype=origin.dtype), recipe
 
 
