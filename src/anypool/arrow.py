@@ -57,6 +57,7 @@ def tokens_of(column: Any, name: str = "column") -> tuple[Array, Array]:
     """
     if not is_vectors(column.type):
         raise ValueError(f"{name} must hold a list of vectors in each row, got {column.type}")
+    column.validate(full=True)  # a file may say that rows begin where no vectors are; nobody else looks
     offsets = column.offsets.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
     inner = column.values
     first, last = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)

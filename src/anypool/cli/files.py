@@ -23,6 +23,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from anypool import limits
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -132,10 +134,18 @@ def _read_npz(path: Path, member: str | None) -> Source:
         name = archive.files[0] if member is None else member
         if name not in archive.files:
             raise InputError(f"IN has no array {name!r}: {path} holds {names}")
+        check_members(archive, name)
         array = archive[name]
     if not isinstance(array, np.ndarray):
         raise InputError(f"IN: {name!r} in {path} is not an array")
     return Source(array, member=name)
+
+
+def check_members(archive: Any, name: str | None = None) -> None:
+    """Refuse an archive that unpacks to more than there is memory for: it says itself to how much."""
+    for member in archive.zip.infolist():
+        if name is None or member.filename in (name, f"{name}.npy"):
+            limits.require(member.file_size, f"{member.filename} of {archive.zip.filename or 'IN'}")
 
 
 @contextmanager

@@ -104,7 +104,12 @@ def _members(path: Path) -> dict[str, Array]:
     if suffix == ".npy":
         return {"x": _load(path, "IN")}
     if suffix == ".npz":
-        with _reading(path, "IN"), np.load(path, allow_pickle=False) as archive:
+        with _reading(path, "IN"), path.open("rb") as file:
+            if file.read(2) != b"PK":
+                raise InputError(f"IN is not an .npz (zip) file: {path}")
+            file.seek(0)
+            archive = np.load(file, allow_pickle=False)
+            files.check_members(archive)
             found = {name: archive[name] for name in archive.files}
     else:
         files.need("safetensors", "safetensors")
@@ -125,7 +130,7 @@ def _load(path: Path, option: str) -> Array:
     if not path.is_file():
         raise InputError(f"{option}: no such file: {path}")
     with _reading(path, option):
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: Array = np.lib.format.open_memmap(path, mode="r")  # which knows no pickles, and no other formats
     return array
 
 
