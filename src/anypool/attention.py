@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from anypool import memory
+from anypool.arguments import array_argument, gradient_argument, number_argument, shown
 from anypool.backends import asked_for, tokens_native, tokens_reference
-from anypool.operation import as_array
 from anypool.reductions import is_float
 from anypool.runs import Runs
 from anypool.token_gradients import split_like
@@ -46,7 +46,7 @@ def attention_call(x: Any, query: Any, *, values: Any = None, scale: Any = None,
     where = matrix.where
     if not is_float(matrix.dtype):
         raise TypeError(f"attention_pool needs floating-point x, got {matrix.dtype} ({where})")
-    asked = query if isinstance(query, np.ndarray) else as_array(query)
+    asked = array_argument("query", query, where)
     if asked.ndim not in (1, 2) or asked.shape[-1] != matrix.dim or asked.shape[0] == 0:
         raise ValueError(f"query must have shape ({matrix.dim},) or (heads, {matrix.dim}), got {asked.shape} ({where})")
     if not is_float(asked.dtype):
@@ -73,11 +73,10 @@ def attention_call(x: Any, query: Any, *, values: Any = None, scale: Any = None,
 def _scale(scale: Any, dim: int, where: str) -> float:
     if scale is None:
         return 1 / math.sqrt(dim)
-    if isinstance(scale, (bool, np.bool_)) or not isinstance(scale, (int, float, np.integer, np.floating)):
-        raise TypeError(f"scale must be a number, got {scale!r} of type {type(scale).__name__} ({where})")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale!r} ({where})")
-    return float(scale)
+    factor = number_argument("scale", scale, where)
+    if not math.isfinite(factor):
+        raise ValueError(f"scale must be finite, got {shown(scale)} ({where})")
+    return factor
 
 
 def _natively(call: AttentionCall) -> bool:
@@ -202,9 +201,7 @@ def _differentiate(x: Any, query: Any, **kwargs: Any) -> tuple[Any, Callable[...
 
     def pullback(grad_y: Any) -> tuple[Any, ...]:
         """Return the gradients with respect to x, query and values."""
-        g = np.asarray(grad_y)
-        if g.shape != shape:
-            raise ValueError(f"grad_y must have the result's shape {shape}, got {g.shape} ({matrix.where})")
+        g = gradient_argument(grad_y, shape, matrix.where)
         dtype = matrix.dtype.newbyteorder("=")
         out = memory.empty((matrix.n_rows, matrix.dim), dtype)
         apart = memory.empty((matrix.n_rows, call.values.dim), dtype) if call.separate else None

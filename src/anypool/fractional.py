@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from anypool import memory
+from anypool.arguments import array_argument, flag_argument, is_sequence, shown
 from anypool.backends import Pass, select
 from anypool.operation import as_array, is_tensor, pullback_of, tensors
 from anypool.reductions import REDUCTIONS, check_dtype, dtypes, is_float
@@ -34,19 +35,36 @@ def starts(n: int, out: int, kernel: int, sample: Any) -> list[int]:
     return places
 
 
-def _sizes(rank: int, x: Array, output_size: Any, output_ratio: Any, where: str) -> tuple[int, ...]:
+def geometry(rank: int, x: Any, kernel_size: Any, output_size: Any,
+             output_ratio: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:  # fmt: skip
+    """Check the arguments for an array or tensor; return kernel and number of outputs of every pooled axis."""
+    where = f"x: {tuple(x.shape)}"
+    if x.ndim not in (rank + 1, rank + 2):
+        raise ValueError(
+            f"fractional_max_pool{rank}d takes {rank + 1} or {rank + 2} dimensions, got {x.ndim} ({where})"
+        )
+    kernel = sizes_argument("kernel_size", kernel_size, rank, where, at_least=1)
+    sizes = _sizes(rank, x, output_size, output_ratio, where)
+    for i, (n, k, o) in enumerate(zip(x.shape[-rank:], kernel, sizes, strict=True)):
+        size_argument(f"output_size[{i}]", o, where, at_least=1)
+        if o + k - 1 > n:
+            raise ValueError(f"output_size[{i}] + kernel_size[{i}] - 1 must be <= {n}, got {o} + {k} - 1 ({where})")
+    return kernel, sizes
+
+
+def _sizes(rank: int, x: Any, output_size: Any, output_ratio: Any, where: str) -> tuple[int, ...]:
     spatial = x.shape[-rank:]
     if (output_size is None) == (output_ratio is None):
         raise ValueError(
             f"exactly one of output_size and output_ratio must be given, "
-            f"got {output_size!r} and {output_ratio!r} ({where})"
+            f"got {shown(output_size)} and {shown(output_ratio)} ({where})"
         )
     if output_ratio is None:
         return sizes_argument("output_size", output_size, rank, where, at_least=1)
-    ratios = list(output_ratio) if isinstance(output_ratio, Sequence) else [output_ratio] * rank
+    ratios = list(output_ratio) if is_sequence(output_ratio) else [output_ratio] * rank
     if len(ratios) != rank or not all(isinstance(r, (float, np.floating)) and 0 < r < 1 for r in ratios):
         raise ValueError(
-            f"output_ratio must be {rank} numbers between 0 and 1 (exclusive), got {output_ratio!r} ({where})"
+            f"output_ratio must be {rank} numbers between 0 and 1 (exclusive), got {shown(output_ratio)} ({where})"
         )
     return tuple(int(n * r) for n, r in zip(spatial, ratios, strict=True))
 
@@ -54,9 +72,8 @@ def _sizes(rank: int, x: Array, output_size: Any, output_ratio: Any, where: str)
 def _samples(rank: int, x: Array, given: Any, rng: Any, where: str) -> Array:
     shape = (x.shape[0] if x.ndim == rank + 2 else 1, x.shape[-rank - 1], rank)
     if given is None:
-        generator = rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)
-        return generator.random(shape, np.float64 if x.dtype.itemsize == 8 else np.float32)
-    samples = np.asarray(given)
+        return _generator(rng, where).random(shape, np.float64 if x.dtype.itemsize == 8 else np.float32)
+    samples = array_argument("_random_samples", given, where)
     if samples.shape != shape or samples.dtype.kind != "f":
         raise ValueError(
             f"_random_samples must be floats of shape {shape}, got {samples.dtype} of shape {samples.shape} ({where})"
@@ -66,6 +83,15 @@ def _samples(rank: int, x: Array, given: Any, rng: Any, where: str) -> Array:
     return samples
 
 
+def _generator(rng: Any, where: str) -> np.random.Generator:
+    """Return what draws: NumPy takes more for a seed, but not all of that safely."""
+    if rng is None or isinstance(rng, (np.random.Generator, np.random.BitGenerator, np.random.SeedSequence)):
+        return np.random.default_rng(rng)
+    if is_sequence(rng):
+        return np.random.default_rng([size_argument(f"rng[{i}]", v, where, at_least=0) for i, v in enumerate(rng)])
+    return np.random.default_rng(size_argument("rng", rng, where, at_least=0))
+
+
 class _Planes:
     """The passes of one call: for each channel of each image, its own windows."""
 
@@ -73,19 +99,10 @@ class _Planes:
         self, rank: int, x: Any, kernel_size: Any, output_size: Any, output_ratio: Any, samples: Any, rng: Any
     ) -> None:
         self.x = x = as_array(x)
-        where = f"x: {x.shape}"
+        self.where = where = f"x: {x.shape}"
         check_dtype(x.dtype, where)
-        if x.ndim not in (rank + 1, rank + 2):
-            raise ValueError(
-                f"fractional_max_pool{rank}d takes {rank + 1} or {rank + 2} dimensions, got {x.ndim} ({where})"
-            )
         self.rank = rank
-        self.kernel = sizes_argument("kernel_size", kernel_size, rank, where, at_least=1)
-        self.sizes = _sizes(rank, x, output_size, output_ratio, where)
-        for i, (n, k, o) in enumerate(zip(x.shape[-rank:], self.kernel, self.sizes, strict=True)):
-            size_argument(f"output_size[{i}]", o, where, at_least=1)
-            if o + k - 1 > n:
-                raise ValueError(f"output_size[{i}] + kernel_size[{i}] - 1 must be <= {n}, got {o} + {k} - 1 ({where})")
+        self.kernel, self.sizes = geometry(rank, x, kernel_size, output_size, output_ratio)
         self.samples = _samples(rank, x, samples, rng, where)
         self.accumulator, self.result = dtypes(REDUCTIONS["max"], x.dtype, None, where)
 
@@ -137,7 +154,7 @@ def _make(rank: int) -> Callable[..., Any]:
                 rank, x, kernel_size, output_size, output_ratio, return_indices, _random_samples, rng
             )
         planes = _Planes(rank, x, kernel_size, output_size, output_ratio, _random_samples, rng)
-        if not return_indices:
+        if not flag_argument("return_indices", return_indices, planes.where):
             return planes.run(None, None)
         indices = planes.outputs(np.int64)
         return planes.run("index", indices), indices
@@ -156,7 +173,8 @@ def _make(rank: int) -> Callable[..., Any]:
         taps = math.prod(planes.kernel)
         codes = planes.outputs(np.uint8 if taps <= 255 else np.uint16 if taps <= 65535 else np.int32)
         y = planes.run("offset", codes)
-        result = (y, _indices(planes)) if return_indices else y
+        indexed = flag_argument("return_indices", return_indices, planes.where)
+        result = (y, _indices(planes)) if indexed else y
 
         def gradient(g: Array, grad_x: Array) -> None:
             for plane, job in planes.passes("offset"):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from anypool.arguments import shown
 from anypool.backends import select
 from anypool.operation import Call, differentiate, is_tensor, resolve, tensors
 from anypool.windows import Sliding, Windows
@@ -15,7 +16,7 @@ from anypool.windows import Sliding, Windows
 def _call_of(fn: Any, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     build = getattr(fn, "call", None)
     if build is None:
-        raise TypeError(f"fn must be a pooling function of anypool, got {fn!r}")
+        raise TypeError(f"fn must be a pooling function of anypool, got {shown(fn)}")
     call: Call = build(x, *args, **kwargs)
     return call
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from anypool import limits
 from anypool import windows as geometry
+from anypool.arguments import array_argument, flag_argument, gradient_argument, is_sequence, number_argument, shown
 from anypool.backends import Divisor, Pass, select
 from anypool.layouts import axis_order
 from anypool.memory import empty, empty_like
@@ -134,10 +135,8 @@ def as_array(x: Any) -> Array:
     """Return x as a plain NumPy array, without a copy if it is one; a tensor as it is."""
     if type(x) is np.ndarray or is_tensor(x):
         return x  # type: ignore[no-any-return]
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError("x must not be a masked array: its mask would be ignored; pool x.data with mask=~x.mask")
     if isinstance(x, (np.ndarray, np.generic, list, tuple, bool, int, float)):
-        return np.asarray(x)
+        return array_argument("x", x, "nested lists must be of equal lengths")
     raise TypeError(
         "x must be a NumPy array (or nested lists of numbers) or a PyTorch tensor, "
         f"got {type(x).__module__}.{type(x).__name__}"
@@ -189,7 +188,7 @@ def _resolve(shape: tuple[int, ...], dtype: np.dtype[Any], what: Description) ->
     windows = _GEOMETRIES[what.geometry](sizes, *what.geometry_args, may_be_empty=what.may_be_empty, where=where)
     reduction, p = reduction_of(what, where)
     accumulator, result = dtypes(reduction, dtype, what.dtype, where)
-    indices = flag("return_indices", what.return_indices, where)
+    indices = flag_argument("return_indices", what.return_indices, where)
     if indices and not reduction.selects:
         raise ValueError(f"return_indices needs max or min, got reduction {reduction.name!r} ({where})")
     job = Pass(
@@ -198,22 +197,17 @@ def _resolve(shape: tuple[int, ...], dtype: np.dtype[Any], what: Description) ->
     )  # fmt: skip
     result_shape = job.shape(shape)
     check_size(result_shape, result, where)
-    keepdims = flag("keepdims", what.keepdims, where)
+    keepdims = flag_argument("keepdims", what.keepdims, where)
     return Problem(job, reduction, indices, () if keepdims else axes, result_shape, dtype.newbyteorder("="))
-
-
-def flag(name: str, value: Any, where: str) -> bool:
-    """Check a switch."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be a bool, got {value!r} of type {type(value).__name__} ({where})")
-    return bool(value)
 
 
 def pooled_axes(shape: tuple[int, ...], what: Description, where: str) -> tuple[int, ...]:
     """Return the axes that a description pools of an array of this shape."""
     ndim = len(shape)
-    if what.data_format not in ("channels_first", "channels_last"):
-        raise ValueError(f'data_format must be "channels_first" or "channels_last", got {what.data_format!r} ({where})')
+    if not isinstance(what.data_format, str) or what.data_format not in ("channels_first", "channels_last"):
+        raise ValueError(
+            f'data_format must be "channels_first" or "channels_last", got {shown(what.data_format)} ({where})'
+        )
     last = what.data_format == "channels_last"
     if what.rank is not None:
         if ndim not in (what.rank + 1, what.rank + 2):
@@ -227,11 +221,13 @@ def pooled_axes(shape: tuple[int, ...], what: Description, where: str) -> tuple[
         return tuple(range(1, ndim - 1)) if last else tuple(range(2, ndim))
     if what.axes is None:
         kernel = what.geometry_args[0]
-        count = len(kernel) if isinstance(kernel, (tuple, list, np.ndarray)) else ndim - last
+        if ndim - last < 1:
+            raise ValueError(f"x must have an axis to pool, got {ndim} dimensions ({where})")
+        count = len(kernel) if is_sequence(kernel) else ndim - last
         if not 1 <= count <= ndim - last:
-            raise ValueError(f"kernel_size must have 1 to {ndim - last} elements, got {kernel!r} ({where})")
+            raise ValueError(f"kernel_size must have 1 to {ndim - last} elements, got {shown(kernel)} ({where})")
         return tuple(range(ndim - count - last, ndim - last))
-    given = what.axes if isinstance(what.axes, (tuple, list)) else (what.axes,)
+    given = what.axes if is_sequence(what.axes) else (what.axes,)
     axes = []
     for i, a in enumerate(given):
         axis = geometry.size_argument(f"axes[{i}]", a, where)
@@ -239,7 +235,7 @@ def pooled_axes(shape: tuple[int, ...], what: Description, where: str) -> tuple[
             raise ValueError(f"axes[{i}] must be in [{-ndim}, {ndim}), got {axis} ({where})")
         axes.append(axis % ndim)
     if not axes or len(set(axes)) != len(axes):
-        raise ValueError(f"axes must name at least one axis, each once, got {what.axes!r} ({where})")
+        raise ValueError(f"axes must name at least one axis, each once, got {shown(what.axes)} ({where})")
     return tuple(axes)
 
 
@@ -249,24 +245,22 @@ def reduction_of(what: Description, where: str) -> tuple[Reduction, float]:
     if reduction.parameter is None:
         return reduction, 1.0
     name, value = reduction.parameter, what.parameter
-    if isinstance(value, tuple):  # from pool(), which takes both
+    if what.function == "pool" and isinstance(value, tuple):  # it takes both
         value = dict(value)[name]
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__} ({where})")
-    p = float(value)
+    p = number_argument(name, value, where)
     if reduction.name == "lp":
         if not p > 0:
-            raise ValueError(f"norm_type must be > 0, got {value!r} ({where})")
+            raise ValueError(f"norm_type must be > 0, got {shown(value)} ({where})")
         if p == math.inf:
             return LARGEST_MAGNITUDE, p
         return (SIGNED_LP if what.signed and p % 2 == 1 else reduction), p
     if p in (math.inf, -math.inf, 0) or p != p:
-        raise ValueError(f"{name} must be finite and not 0, got {value!r} ({where})")
+        raise ValueError(f"{name} must be finite and not 0, got {shown(value)} ({where})")
     return reduction, p
 
 
 def _divisor(what: Description, reduction: Reduction, windows: Windows, floating: bool, where: str) -> Divisor | None:
-    include = flag("count_include_pad", what.count_include_pad, where)
+    include = flag_argument("count_include_pad", what.count_include_pad, where)
     if what.divisor_override is not None:
         constant = geometry.size_argument("divisor_override", what.divisor_override, where)
         if constant == 0:
@@ -310,6 +304,8 @@ def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **read: A
     """Refuse an ``out`` that a result cannot be written into, or that overlaps an array which is still to be read."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out must not be a masked array: its mask would be ignored (its shape: {out.shape})")
     if out.shape != shape or out.dtype != dtype:
         raise ValueError(f"out must have shape {shape} and dtype {dtype}, got {out.shape} and {out.dtype}")
     flags = out.flags
@@ -320,11 +316,21 @@ def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **read: A
             raise ValueError(
                 f"out must be aligned, its strides multiples of {out.itemsize}, got {out.strides} (its shape: {shape})"
             )
-        if out.size and any(s == 0 and n > 1 for s, n in zip(out.strides, shape, strict=True)):
+        if out.size and overlaps_itself(out):
             raise ValueError(f"out must not overlap itself, got strides {out.strides} (its shape: {shape})")
     for name, array in read.items():
         if array is not None and overlap(array, out):
             raise ValueError(f"out must not overlap {name} (its shape: {shape})")
+
+
+def overlaps_itself(a: Array) -> bool:
+    """Return whether elements of an array may share memory: not if each axis steps over all faster ones."""
+    reach = a.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(a.strides, a.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach = stride * (n - 1) + reach
+    return False
 
 
 def overlap(a: Array, b: Array) -> bool:
@@ -419,10 +425,7 @@ def pullback_of(x: Array, y: Array, gradient: Gradient, /, **reads: Array) -> Ca
 
     def pullback(grad_y: Any, out: Array | None = None) -> Array:
         """Return the gradient with respect to x, given that with respect to the result."""
-        g = np.asarray(grad_y)
-        if g.shape != y_shape:
-            raise ValueError(f"grad_y must have the result's shape {y_shape}, got {g.shape} (x: {shape})")
-        g = g.astype(y_dtype, copy=False)
+        g = gradient_argument(grad_y, y_shape, f"x: {shape}").astype(y_dtype, copy=False)
         if out is not None:
             _check_out(out, shape, dtype, grad_y=g, **reads)
         grad_x = empty(shape, dtype, order) if out is None else out

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anypool.arguments import dtype_argument, shown
+
 Array = npt.NDArray[Any]
 State = tuple[Array, ...]
 
@@ -220,7 +222,7 @@ def find(name: Any) -> Reduction:
     """Return the reduction of that name, or raise a ValueError that lists the names there are."""
     found = REDUCTIONS.get(ALIASES.get(name, name)) if isinstance(name, str) else None
     if found is None:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {name!r}")
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {shown(name)}")
     return found
 
 
@@ -274,10 +276,7 @@ def dtypes(reduction: Reduction, x: np.dtype[Any], wanted: Any, where: str) -> t
     else:
         result = x
     if wanted is not None:
-        try:
-            wanted = BFLOAT16 if wanted is BFLOAT16 else np.dtype(wanted).newbyteorder("=")
-        except TypeError as error:
-            raise TypeError(f"dtype must be a NumPy dtype, got {wanted!r} ({where})") from error
+        wanted = BFLOAT16 if wanted is BFLOAT16 else dtype_argument(wanted, where)
         if not (is_float(wanted) or wanted.kind in "biu"):
             raise TypeError(f"dtype must be bool, integer or a float of at most 64 bits, got {wanted} ({where})")
         if not (is_float(wanted) or np.can_cast(result, wanted, "safe")):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anypool.arguments import array_argument, shown
 from anypool.limits import require
 from anypool.windows import size_argument
 
@@ -79,7 +80,7 @@ class Runs:
 
 
 def _integers(name: str, value: Any, where: str) -> Ints:
-    array = np.asarray(value)
+    array = array_argument(name, value, where)
     if array.size == 0 and not isinstance(value, np.ndarray):
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
@@ -104,7 +105,7 @@ def whole(shape: tuple[int, ...], lengths: Ints) -> Runs:
 
 def from_mask(mask: Any, leading: tuple[int, ...], length: int, where: str) -> Runs:
     """Rows of a padded batch where a mask is true: bool, or numbers that are 0 or 1. Any side, any holes."""
-    given = np.asarray(mask)
+    given = array_argument("mask", mask, where)
     if given.shape != (*leading, length):
         raise ValueError(f"mask must have shape {(*leading, length)}, one for each token, got {given.shape} ({where})")
     if given.dtype.kind != "b":
@@ -130,8 +131,8 @@ def from_mask(mask: Any, leading: tuple[int, ...], length: int, where: str) -> R
 
 def from_lengths(lengths: Any, side: Any, leading: tuple[int, ...], length: int, where: str) -> Runs:
     """The first ``lengths`` rows of each sequence, or the last ones if the padding is on the left."""
-    if side not in ("right", "left"):
-        raise ValueError(f'side must be "right" or "left", the side the padding is on, got {side!r} ({where})')
+    if not isinstance(side, str) or side not in ("right", "left"):
+        raise ValueError(f'side must be "right" or "left", the side the padding is on, got {shown(side)} ({where})')
     given = _integers("lengths", lengths, where)
     if given.shape != leading:
         raise ValueError(f"lengths must have shape {leading}, one for each sequence, got {given.shape} ({where})")

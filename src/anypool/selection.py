@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anypool import operation
+from anypool.arguments import array_argument, flag_argument, number_argument, shown
 from anypool.backends import Array, Backend, Divisor, Pass, registry, select
 from anypool.layouts import axis_order
 from anypool.memory import empty_like
@@ -23,7 +24,6 @@ from anypool.operation import (
     Gradient,
     Problem,
     Selection,
-    flag,
     output,
     pullback_of,
     refuse_integers,
@@ -115,10 +115,10 @@ class Selected:
         self.where = where = f"x: {x.shape}"
         job = problem.job
         if not isinstance(given.nan, str) or given.nan not in ("propagate", "omit"):
-            raise ValueError(f'nan must be "propagate" or "omit", got {given.nan!r} ({where})')
+            raise ValueError(f'nan must be "propagate" or "omit", got {shown(given.nan)} ({where})')
         self.problem, self.windows, self.axes, self.codes = problem, job.windows, job.axes, codes
         self.omit = given.nan == "omit" and is_float(x.dtype)
-        self.return_valid = flag("return_valid", given.return_valid, where)
+        self.return_valid = flag_argument("return_valid", given.return_valid, where)
         self.mask = None if given.mask is None else self._broadcast("mask", given.mask, x, "b", "bool")
         self.weights = None
         if given.weights is not None:
@@ -138,9 +138,7 @@ class Selected:
             raise ValueError(f"weights and divisor_override exclude each other ({self.where})")
 
     def _broadcast(self, name: str, value: Any, x: Array, kinds: str, words: str) -> Array:
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(f"{name} must not be a masked array: its own mask would be ignored ({self.where})")
-        array: Array = np.asarray(value)
+        array = array_argument(name, value, self.where)
         if array.dtype.kind not in kinds and not ("f" in kinds and is_float(array.dtype)):
             raise TypeError(f"{name} must be {words}, got dtype {array.dtype} ({self.where})")
         array = array.reshape(broadcast_shape(name, array.shape, x.shape))
@@ -154,13 +152,13 @@ class Selected:
         dtype = self.problem.job.result
         if value is None:
             return dtype.type(np.nan) if is_float(dtype) else None
-        if np.ndim(value) != 0 or not (np.asarray(value).dtype.kind in "biuf" or is_float(np.asarray(value).dtype)):
-            raise TypeError(f"empty must be a number, got {value!r} of type {type(value).__name__} ({self.where})")
+        if not (dtype.kind == "b" and isinstance(value, (bool, np.bool_))):
+            number_argument("empty", value, self.where)
         if is_float(dtype):
             return dtype.type(value)
         low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         if not (low <= value <= high and int(value) == value):
-            raise ValueError(f"empty must be a value of {dtype}, got {value!r} ({self.where})")
+            raise ValueError(f"empty must be a value of {dtype}, got {shown(value)} ({self.where})")
         return dtype.type(int(value))
 
     @property

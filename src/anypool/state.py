@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anypool.arguments import array_argument, flag_argument, number_argument, shown
 from anypool.attention import attend, attention_call
 from anypool.limits import require
+from anypool.reductions import check_dtype
 from anypool.runs import Ints, _integers
 from anypool.token_gradients import weight_sums
 from anypool.token_matrix import Matrix, matrix_of, per_row
@@ -130,20 +132,25 @@ class PoolState:
     def __init__(self, reduction: str | Sequence[str], *, query: Any = None, scale: float | None = None,
                  weighted: bool = False, return_indices: bool = False, norm_type: float | None = None, r: float = 1.0,
                  eps: float = 1e-6, empty: float = math.nan) -> None:  # fmt: skip
-        self.attention = reduction == "attention"
+        self.attention = isinstance(reduction, str) and reduction == "attention"
         self.reduction = reduction
-        self.query, self.scale = None if query is None else np.array(query), scale
-        self.weighted, self.return_indices = bool(weighted), bool(return_indices)
+        self.query = None if query is None else np.array(array_argument("query", query, "PoolState"))
+        self.scale = None if scale is None else number_argument("scale", scale, "PoolState")
+        self.weighted = flag_argument("weighted", weighted, "PoolState")
+        self.return_indices = flag_argument("return_indices", return_indices, "PoolState")
+        self._numbers = {"norm_type": norm_type, "r": r, "eps": eps}
         self.empty = empty_value(empty, "PoolState")
         if self.attention != (query is not None):
-            raise ValueError(f'query goes with reduction "attention", got reduction {reduction!r} and query {query!r}')
+            raise ValueError(
+                f'query goes with reduction "attention", got reduction {shown(reduction)} and query {shown(query)}'
+            )
         if self.attention and (weighted or return_indices):
             raise ValueError("attention has neither weights nor indices")
         self.terms: tuple[Term, ...] = ()
         if not self.attention:
             self.terms = terms_of(reduction, norm_type, r, eps, weighted=self.weighted, where="PoolState")
         if return_indices and [t.reduction.keep for t in self.terms] not in (["max"], ["min"]):
-            raise ValueError(f'return_indices needs "max" or "min" alone, got reduction {reduction!r}')
+            raise ValueError(f'return_indices needs "max" or "min" alone, got reduction {shown(reduction)}')
         self.dtype: np.dtype[Any] | None = None
         self.dim = 0
         self.count: Ints = np.zeros(0, np.int64)
@@ -178,13 +185,15 @@ class PoolState:
                        num_segments=num_segments, spans=spans)  # fmt: skip
         n = len(runs.bounds) - 1
         where_to = self._rows(rows, n, where)
-        self._grow(matrix, int(where_to.max(initial=-1)) + 1, values)
+        needed = int(where_to.max(initial=-1)) + 1
+        self._check(matrix, needed)
         runs = replace(runs, skipped=self._starts(start, where_to, runs.tokens, where))
         if self.attention:
             new = self._attend(matrix, values, runs)
         else:
             given = None if weights is None else per_row("weights", weights, matrix)
             new = self._reduce(matrix, runs, given)
+        self._grow(matrix, needed, new)  # nothing has changed until here
         turn = _occurrence(where_to)
         for k in range(int(turn.max(initial=-1)) + 1):  # a row that comes twice is merged twice
             chosen = np.flatnonzero((turn == k) & (runs.tokens > 0))
@@ -195,7 +204,7 @@ class PoolState:
     def merge(self, other: PoolState) -> PoolState:
         """Add what another state has seen of the same rows, and return the state itself."""
         if not isinstance(other, PoolState) or self._settings() != other._settings():
-            raise ValueError(f"other must be a PoolState of the same settings as {self!r}, got {other!r}")
+            raise ValueError(f"other must be a PoolState of the same settings as {self!r}, got {shown(other)}")
         if other.dtype is None:
             return self
         if self.dtype is None:
@@ -231,6 +240,44 @@ class PoolState:
         y = y.astype(result)
         return (y, self.partials[0]["place"].copy()) if self.return_indices else y
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return settings and arrays, for pickle."""
+        settings = {"reduction": self.reduction, "query": self.query, "scale": self.scale, "weighted": self.weighted,
+                    "return_indices": self.return_indices, "empty": self.empty, **self._numbers}  # fmt: skip
+        return {"settings": settings, "dtype": self.dtype, "count": self.count, "partials": self.partials}
+
+    def __setstate__(self, state: Any) -> None:
+        """Take what `__getstate__` gave; a ValueError says that its parts do not fit together."""
+        try:
+            settings, dtype, count, partials = (state[k] for k in ("settings", "dtype", "count", "partials"))
+            self.__init__(**settings)  # type: ignore[misc]
+            if dtype is not None:
+                check_dtype(dtype, "PoolState")
+                self.count, self.partials, self.dtype = count, partials, dtype
+                self.dim = self._fitting_dim()
+        except (KeyError, AttributeError, TypeError, IndexError) as error:
+            raise ValueError(f"this is not the state of a PoolState: {shown(error)}") from None
+
+    def _fitting_dim(self) -> int:
+        """Return the number of features of the arrays held, if they are what `update` makes."""
+        first = next(iter(self.partials[0].values()))
+        wanted = (
+            self._identities(0, self.partials)
+            if self.attention
+            else [_identity(t, 0, first.shape[1]) for t in self.terms]
+        )
+        for held, like in zip(self.partials, wanted, strict=True):
+            if {n: (a.dtype, a.shape[1:]) for n, a in held.items()} != {
+                n: (a.dtype, a.shape[1:]) for n, a in like.items()
+            } or any(len(a) != self.rows for a in held.values()):
+                raise TypeError(f"the arrays do not belong together: {[a.shape for a in held.values()]}")
+        if self.count.dtype != np.int64 or self.count.ndim != 1 or (self.count < 0).any():
+            raise TypeError("counts must be int64 and not negative")
+        heads = None if self.query is None else len(np.atleast_2d(self.query))
+        if heads is not None and first.shape[1] != heads:
+            raise TypeError(f"{first.shape[1]} heads for {heads} queries")
+        return int(first.shape[1] if self.query is None else self.query.shape[-1])
+
     def __repr__(self) -> str:
         return f"PoolState({self.reduction!r}, {self.rows} rows, {int(self.count.sum())} tokens)"
 
@@ -245,7 +292,9 @@ class PoolState:
             return np.arange(n, dtype=np.int64)
         given = _integers("rows", rows, where)
         if given.shape != (n,) or (given.size and given.min() < 0):
-            raise ValueError(f"rows must be {n} numbers >= 0, one for each sequence or segment, got {rows!r} ({where})")
+            raise ValueError(
+                f"rows must be {n} numbers >= 0, one for each sequence or segment, got {shown(rows)} ({where})"
+            )
         return given
 
     def _starts(self, start: Any, rows: Ints, tokens: Ints, where: str) -> Ints:
@@ -255,35 +304,39 @@ class PoolState:
             total = np.cumsum(tokens[order]) - tokens[order]
             first = np.searchsorted(rows[order], rows[order])
             before[order] = total - total[first]
-            return self.count[rows] + before
+            seen = np.zeros_like(tokens)
+            seen[rows < self.rows] = self.count[rows[rows < self.rows]]
+            return seen + before
         if not isinstance(start, (list, tuple, np.ndarray)):
             return np.full(len(rows), size_argument("start", start, where, at_least=0), np.int64)
         given = _integers("start", start, where)
-        if given.shape != rows.shape or (given.size and given.min() < 0):
-            raise ValueError(f"start must be one int >= 0 or {len(rows)}, got {start!r} ({where})")
+        if given.shape != rows.shape or (given.size and not (given.min() >= 0 and given.max() < 2**62)):
+            raise ValueError(f"start must be one int in [0, 2**62) or {len(rows)}, got {shown(start)} ({where})")
         return given
 
-    def _grow(self, matrix: Matrix, rows: int, values: Any) -> None:
-        if self.dtype is None:
-            self.dtype, self.dim = matrix.dtype.newbyteorder("="), matrix.dim
-            width = matrix.dim if values is None else int(np.shape(values)[-1])
-            if self.query is None:
-                self.partials = [_identity(t, 0, self.dim) for t in self.terms]
-            else:
-                heads = len(np.atleast_2d(self.query))
-                self.partials = [{"value": np.zeros((0, heads, width)), "log": np.zeros((0, heads))}]
-        elif matrix.dim != self.dim or matrix.dtype.newbyteorder("=") != self.dtype:
+    def _check(self, matrix: Matrix, rows: int) -> None:
+        if self.dtype is not None and (matrix.dim != self.dim or matrix.dtype.newbyteorder("=") != self.dtype):
             raise ValueError(
                 f"x must have {self.dim} features of {self.dtype} as before, got {matrix.dtype} ({matrix.where})"
+            )
+        heads = 1 if self.query is None else len(np.atleast_2d(self.query))
+        require(rows * (matrix.dim * heads * max(1, len(self.terms)) + 1) * 16, f"a state of {rows} rows", matrix.where)
+
+    def _grow(self, matrix: Matrix, rows: int, new: list[Partial]) -> None:
+        if self.dtype is None:
+            self.partials = (
+                self._identities(0, new) if self.attention else [_identity(t, 0, matrix.dim) for t in self.terms]
+            )
+            self.dtype, self.dim = matrix.dtype.newbyteorder("="), matrix.dim
+        if self.attention and (width := self.partials[0]["value"].shape[-1]) != new[0]["value"].shape[-1]:
+            raise ValueError(
+                f"values must have {width} features as before, got {new[0]['value'].shape[-1]} ({matrix.where})"
             )
         self._extend(rows)
 
     def _extend(self, rows: int) -> None:
         more = rows - self.rows
         if more > 0:
-            width = sum(a[0].nbytes if len(a) else a.dtype.itemsize * math.prod(a.shape[1:])
-                        for p in self.partials for a in p.values())  # fmt: skip
-            require(rows * (width + 8) * 2, f"a state of {rows} rows")
             self.count = np.concatenate([self.count, np.zeros(more, np.int64)])
             none = self._identities(more, self.partials)
             self.partials = [

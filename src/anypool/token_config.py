@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anypool.arguments import flag_argument, shown
 from anypool.token_reductions import names_of
 from anypool.tokens import pool_tokens
+from anypool.windows import size_argument
 
 # The names that others use, and ours. None: not a pooling to one vector, and why.
 MODES: dict[str, dict[str, str | None]] = {
@@ -71,6 +73,9 @@ class TokenPooling:
     def __post_init__(self) -> None:
         given: Any = self.reduction
         object.__setattr__(self, "reduction", names_of(given))
+        flag_argument("include_prompt", self.include_prompt, "TokenPooling")
+        if self.dimension is not None:
+            size_argument("dimension", self.dimension, "TokenPooling", at_least=1)
 
     def __call__(self, x: Any, *, prompt_length: Any = None, **layout: Any) -> Any:
         """Pool x; ``layout`` is as in `pool_tokens`, ``prompt_length`` counts where the prompt is left out."""
@@ -102,17 +107,17 @@ class TokenPooling:
         >>> ap.TokenPooling.from_mode("LAST", "vllm").reduction
         ('last',)
         """
-        if system not in MODES:
-            raise ValueError(f"system must be one of {', '.join(MODES)}, got {system!r}")
+        if not isinstance(system, str) or system not in MODES:
+            raise ValueError(f"system must be one of {', '.join(MODES)}, got {shown(system)}")
         known = MODES[system]
         names: list[Any] = list(mode) if isinstance(mode, (list, tuple)) else [mode]
         for name in names:
-            if name not in known:
-                raise ValueError(f"mode must be one of {', '.join(known)} of {system}, got {name!r}")
+            if not isinstance(name, str) or name not in known:
+                raise ValueError(f"mode must be one of {', '.join(known)} of {system}, got {shown(name)}")
             if known[name] is None:
                 raise ValueError(f"mode {name!r} of {system} does not pool the tokens of a row into one vector")
         if not names:
-            raise ValueError(f"mode must name at least one mode of {system}, got {mode!r}")
+            raise ValueError(f"mode must name at least one mode of {system}, got {shown(mode)}")
         return cls(tuple(str(known[n]) for n in names), source=f"{' + '.join(names)} of {system}")
 
     @classmethod
@@ -135,18 +140,24 @@ class TokenPooling:
         if not isinstance(config, Mapping):
             path = _config_file(Path(config))
             where = str(path)
-            config = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                config = json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested beyond all measure
+                raise ValueError(f"{where} must be JSON: {error}") from None
             if not isinstance(config, dict):
                 raise ValueError(f"{where} must hold an object, got {type(config).__name__}")
         unknown = set(config) - set(_FLAGS) - set(_DIMENSIONS) - {"pooling_mode", "include_prompt"}
         if unknown:
-            raise ValueError(f"{where} has keys that are not known: {', '.join(sorted(map(str, unknown)))}")
+            raise ValueError(f"{where} has keys that are not known: {', '.join(sorted(map(str, unknown)))[:200]}")
         flags = [key for key in _FLAGS if _flag(config, key, False, where)]
         from_flags = tuple(_FLAGS[key] for key in flags)
         given = config.get("pooling_mode")
+        names = [given] if given is None or isinstance(given, str) else given
+        if not isinstance(names, (list, tuple)) or not all(v is None or isinstance(v, str) for v in names):
+            raise ValueError(f"{where}: pooling_mode must be a mode or a list of modes, got {shown(given)}")
         modes = (given,) if isinstance(given, str) else from_flags if given is None else tuple(given)
         if given is not None and flags and set(modes) != set(from_flags):
-            raise ValueError(f"{where} says pooling_mode {given!r} and {', '.join(flags)}, which disagree")
+            raise ValueError(f"{where} says pooling_mode {shown(given)} and {', '.join(flags)}, which disagree")
         if not modes:
             raise ValueError(f"{where} chooses no mode: neither pooling_mode nor one of {', '.join(_FLAGS)} is set")
         found = cls.from_mode(modes, "sentence-transformers")
@@ -177,15 +188,13 @@ def _config_file(path: Path) -> Path:
 def _flag(config: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
     value = config.get(key, default)
     if not isinstance(value, bool):
-        raise ValueError(f"{where}: {key} must be true or false, got {value!r}")
+        raise ValueError(f"{where}: {key} must be true or false, got {shown(value)}")
     return value
 
 
 def _dimension(config: Mapping[str, Any], where: str) -> int | None:
-    found = {config[key] for key in _DIMENSIONS if key in config}
-    if not found:
-        return None
-    value = found.pop()
-    if found or isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{where}: {' and '.join(_DIMENSIONS)} must be one positive integer, got {value!r}")
-    return value
+    found = [config[key] for key in _DIMENSIONS if key in config]
+    for value in found:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value != found[0]:
+            raise ValueError(f"{where}: {' and '.join(_DIMENSIONS)} must be one positive integer, got {shown(value)}")
+    return found[0] if found else None

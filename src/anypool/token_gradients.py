@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from anypool import memory
+from anypool.arguments import gradient_argument, shown
 from anypool.backends import tokens_native, tokens_reference
+from anypool.operation import overlap
 from anypool.reductions import is_float
 from anypool.runs import Ints, Runs
 from anypool.token_matrix import Matrix, is_list_of_arrays, matrix_of
@@ -173,27 +175,33 @@ def differentiate(x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Callable[...,
 
     def pullback(grad_y: Any, out: Array | None = None) -> Any:
         """Return the gradient with respect to x, given that with respect to the result."""
-        g = np.asarray(grad_y)
-        if g.shape != shape:
-            raise ValueError(f"grad_y must have the result's shape {shape}, got {g.shape} ({matrix.where})")
-        flat = gradient_memory(out, (matrix.n_rows, matrix.dim), matrix)
+        g = gradient_argument(grad_y, shape, matrix.where)
+        flat = gradient_memory(out, (matrix.n_rows, matrix.dim), matrix, grad_y=g, weights=call.weights)
         write_gradient(call, known, g.astype(call.result, copy=False), flat)
         return split_like(flat, x, matrix) if out is None else out
 
     return y, pullback
 
 
-def gradient_memory(out: Array | None, shape: tuple[int, int], matrix: Matrix) -> Array:
-    """Return memory for a gradient: new, or the caller's as rows."""
+def gradient_memory(out: Any, shape: tuple[int, int], matrix: Matrix, **read: Array | None) -> Array:
+    """Return memory for a gradient: new, or the caller's as rows, which must not overlap what is read."""
     dtype = matrix.dtype.newbyteorder("=")
     if out is None:
         return memory.empty(shape, dtype)
     wanted = (*matrix.leading, int(matrix.rows[0]) if len(matrix.rows) else 0, matrix.dim)
     if (
         not isinstance(out, np.ndarray)
+        or isinstance(out, (np.ma.MaskedArray, np.matrix))
         or out.shape != wanted
         or out.dtype != dtype
         or not (out.flags.c_contiguous and out.flags.writeable)
     ):
-        raise ValueError(f"out must be a writeable, contiguous {dtype} array of shape {wanted} ({matrix.where})")
+        given = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else shown(out)
+        raise ValueError(
+            f"out must be a writeable, contiguous {dtype} array of shape {wanted}, got {given} ({matrix.where})"
+        )
+    parts = matrix.kept if isinstance(matrix.kept, list) else [matrix.kept]
+    for name, array in (*(("x", p) for p in parts), *read.items()):
+        if array is not None and overlap(array, out):
+            raise ValueError(f"out must not overlap {name} ({matrix.where})")
     return out.reshape(shape)

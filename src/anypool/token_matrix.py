@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anypool.arguments import array_argument
 from anypool.operation import as_array, is_tensor, regular
 from anypool.reductions import check_dtype, is_float
 from anypool.runs import Ints, Runs
@@ -147,12 +148,12 @@ def _address(array: Array) -> int:
 def per_row(name: str, value: Any, matrix: Matrix) -> Array:
     """Check numbers given for each row, as weights are, and return them flat, as float64."""
     if isinstance(matrix.kept, list):
-        given = [np.asarray(v) for v in value] if isinstance(value, (list, tuple)) else []
+        given = [array_argument(name, v, matrix.where) for v in value] if isinstance(value, (list, tuple)) else []
         if [v.shape for v in given] != [(n,) for n in matrix.rows]:
             raise ValueError(f"{name} must be a list of arrays, one number for each token ({matrix.where})")
         found = np.concatenate(given)
     else:
-        found = np.asarray(value)
+        found = array_argument(name, value, matrix.where)
         wanted = (*matrix.leading, int(matrix.rows[0]) if len(matrix.rows) else found.shape[-1] if found.ndim else 0)
         if found.shape != wanted:
             raise ValueError(f"{name} must have shape {wanted}, one for each token, got {found.shape} ({matrix.where})")

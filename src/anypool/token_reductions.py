@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from anypool.arguments import dtype_argument, number_argument, shown
 from anypool.reductions import is_float
 
 
@@ -91,12 +92,13 @@ def names_of(reduction: Any) -> tuple[str, ...]:
     """Return the names a caller means: one, or several whose results are to stand side by side."""
     given = list(reduction) if isinstance(reduction, (list, tuple)) else [reduction]
     if not 1 <= len(given) <= 8:
-        raise ValueError(f"reduction must be a name or a list of 1 to 8 names, got {reduction!r}")
+        raise ValueError(f"reduction must be a name or a list of 1 to 8 names, got {shown(reduction)}")
     found = []
     for name in given:
         known = TOKEN_ALIASES.get(name, name) if isinstance(name, str) else None
         if known not in TOKEN_REDUCTIONS:
-            raise ValueError(f"reduction must be one of {', '.join((*TOKEN_REDUCTIONS, *TOKEN_ALIASES))}, got {name!r}")
+            able = ", ".join((*TOKEN_REDUCTIONS, *TOKEN_ALIASES))
+            raise ValueError(f"reduction must be one of {able}, got {shown(name)}")
         found.append(known)
     return tuple(found)
 
@@ -105,7 +107,7 @@ def terms_of(reduction: Any, norm_type: Any, r: Any, eps: Any, *, weighted: bool
     """Resolve names and their parameters; refuse what would be ignored."""
     names = names_of(reduction)
     if norm_type is not None and not set(names) & set(DEFAULT_NORM):
-        raise ValueError(f"norm_type is for lp and gem, got it with reduction {reduction!r} ({where})")
+        raise ValueError(f"norm_type is for lp and gem, got it with reduction {shown(reduction)} ({where})")
     terms = []
     for name in names:
         found = TOKEN_REDUCTIONS[name]
@@ -132,11 +134,10 @@ def terms_of(reduction: Any, norm_type: Any, r: Any, eps: Any, *, weighted: bool
 
 
 def _number(name: str, value: Any, where: str, holds: Any, rule: str) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__} ({where})")
-    if not holds(float(value)):
-        raise ValueError(f"{name} must be {rule}, got {value!r} ({where})")
-    return float(value)
+    number = number_argument(name, value, where)
+    if not holds(number):
+        raise ValueError(f"{name} must be {rule}, got {shown(value)} ({where})")
+    return number
 
 
 def result_dtype(terms: tuple[Term, ...], x: np.dtype[Any], wanted: Any, where: str) -> np.dtype[Any]:
@@ -150,10 +151,7 @@ def result_dtype(terms: tuple[Term, ...], x: np.dtype[Any], wanted: Any, where: 
         found = np.result_type(*(kinds[t.reduction.integers] for t in terms))
     if wanted is None:
         return found
-    try:
-        asked = np.dtype(wanted).newbyteorder("=")
-    except TypeError as error:
-        raise TypeError(f"dtype must be a NumPy dtype, got {wanted!r} ({where})") from error
+    asked = dtype_argument(wanted, where)
     if not is_float(asked):
         raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {asked} ({where})")
-    return asked  # type: ignore[no-any-return]
+    return asked

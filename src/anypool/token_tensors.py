@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from anypool import _native
+from anypool.arguments import is_sequence, number_argument, shown
 from anypool.attention import attend_known, attention_call, attention_gradient
 from anypool.backends import asked_for, tokens_native
 from anypool.tensors.kernels import address_of
@@ -21,7 +22,9 @@ from anypool.token_gradients import Known, run_known, weights_gradient, write_gr
 from anypool.token_matrix import Matrix, matrix_at, matrix_of
 from anypool.token_reductions import names_of, terms_of
 from anypool.tokens import LAYOUTS, TokenCall, call_of, run_call
+from anypool.windows import size_argument
 
+_LARGEST = 2**62  # segments: more are refused in the operators
 _FLOATS = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 
 
@@ -363,14 +366,26 @@ def _given(x: torch.Tensor, kwargs: dict[str, Any]) -> tuple[Any, ...]:
     )
     if segments is not None and layout != "segment_ids":
         raise ValueError("num_segments goes with segment_ids")
-    if side != "right" and layout != "lengths":
-        raise ValueError(f"side goes with lengths, got side={side!r}")
+    if not isinstance(side, str) or (side != "right" and layout != "lengths"):
+        raise ValueError(f'side goes with lengths and is "right" or "left", got side={shown(side)}')
     where = _tensor(layout, kwargs[layout], x) if given else None
     if layout == "segment_ids" and segments is None:
         assert where is not None
-        segments = int(where.max()) + 1 if where.numel() else 0
-    prefixes = None if prefix is None or isinstance(prefix, int) else _tensor("exclude_prefix", prefix, x)
-    return layout, where, side, segments or 0, prefix if isinstance(prefix, int) else 0, prefixes
+        if where.is_floating_point() or where.is_complex():
+            raise TypeError(f"segment_ids must be integers, got dtype {where.dtype}")
+        segments = min(int(where.max()), _LARGEST) + 1 if where.numel() else 0
+    elif segments is not None:
+        segments = min(_size("num_segments", segments, x), _LARGEST)
+    if prefix is None or isinstance(prefix, torch.Tensor) or is_sequence(prefix):
+        return layout, where, side, segments or 0, 0, None if prefix is None else _tensor("exclude_prefix", prefix, x)
+    return layout, where, side, segments or 0, _size("exclude_prefix", prefix, x), None
+
+
+def _size(name: str, value: Any, x: torch.Tensor) -> Any:
+    """Check one size; a compiler's symbol is left to be one."""
+    if isinstance(value, torch.SymInt):
+        return value
+    return size_argument(name, value, f"x: {tuple(x.shape)}", at_least=0)
 
 
 def _same_dtype(dtype: Any, x: torch.Tensor) -> None:
@@ -379,7 +394,12 @@ def _same_dtype(dtype: Any, x: torch.Tensor) -> None:
 
 
 def _tensor(name: str, value: Any, x: torch.Tensor) -> torch.Tensor:
-    t = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array: its mask would be ignored; give {name}.filled(value)")
+    try:
+        t = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+    except (RuntimeError, OverflowError, ValueError, TypeError):
+        raise TypeError(f"{name} must be a tensor or numbers, got {shown(value)} (x: {tuple(x.shape)})") from None
     if t.device != x.device:
         raise ValueError(f"{name} must be on the device of x, {x.device}, got {t.device} (x: {tuple(x.shape)})")
     return t
@@ -393,7 +413,12 @@ def pool_tokens(x: Any, reduction: Any, *, norm_type: Any, r: Any, eps: Any, emp
     seen = _given(x, layout)
     names = "+".join(names_of(reduction))
     w = None if weights is None else _tensor("weights", weights, x)
-    numbers = (-1.0 if norm_type is None else float(norm_type), float(r), float(eps), float(empty))
+    at = f"x: {tuple(x.shape)}"
+    p = -1.0 if norm_type is None else number_argument("norm_type", norm_type, at)
+    if norm_type is not None and not p > 0:
+        raise ValueError(f"norm_type must be > 0, got {shown(norm_type)} ({at})")
+    rest = (number_argument(n, v, at) for n, v in (("r", r), ("eps", eps), ("empty", empty)))
+    numbers = (p, *rest)
     if torch.is_grad_enabled() and (x.requires_grad or (w is not None and w.requires_grad)):
         return torch.ops.anypool_tokens.reduce_known(x, names, *seen, w, *numbers)[0]  # type: ignore[no-any-return]
     return torch.ops.anypool_tokens.reduce(x, names, *seen, w, *numbers)  # type: ignore[no-any-return]
@@ -407,7 +432,12 @@ def attention_pool(
         values = _unnested(values, layout)[0]
     x, layout = _unnested(x, layout)
     _same_dtype(dtype, x)
-    factor = 1 / math.sqrt(x.shape[-1]) if scale is None else float(scale)
+    at = f"x: {tuple(x.shape)}"
+    if x.ndim < 2 or x.shape[-1] == 0:
+        raise ValueError(f"x must have tokens and at least one feature ({at})")
+    factor = 1 / math.sqrt(x.shape[-1]) if scale is None else number_argument("scale", scale, at)
     asked = _tensor("query", query, x)
-    found = torch.ops.anypool_tokens.attend(x, asked, values, *_given(x, layout), factor, float(empty))
+    found = torch.ops.anypool_tokens.attend(
+        x, asked, values, *_given(x, layout), factor, number_argument("empty", empty, at)
+    )
     return found[0]  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from anypool import memory
 from anypool import runs as geometry
+from anypool.arguments import number_argument, shown
 from anypool.backends import asked_for, tokens_native, tokens_reference
 from anypool.operation import is_tensor
 from anypool.reductions import is_float
@@ -62,9 +63,9 @@ def runs_of(matrix: Matrix, *, mask: Any = None, lengths: Any = None, side: Any 
         )
     if num_segments is not None and segment_ids is None:
         raise ValueError(f"num_segments goes with segment_ids ({where})")
-    if side != "right" and lengths is None:
+    if lengths is None and not (isinstance(side, str) and side == "right"):
         raise ValueError(
-            f"side goes with lengths: a mask says itself where the padding is, got side={side!r} ({where})"
+            f"side goes with lengths: a mask says itself where the padding is, got side={shown(side)} ({where})"
         )
     kind = given[0] if given else None
     if isinstance(matrix.kept, list) and kind is not None:
@@ -93,9 +94,7 @@ def runs_of(matrix: Matrix, *, mask: Any = None, lengths: Any = None, side: Any 
 
 def empty_value(empty: Any, where: str) -> float:
     """Check the value that stands for rows without a token."""
-    if isinstance(empty, (bool, np.bool_)) or not isinstance(empty, (int, float, np.integer, np.floating)):
-        raise TypeError(f"empty must be a number, got {empty!r} of type {type(empty).__name__} ({where})")
-    return float(empty)
+    return number_argument("empty", empty, where)
 
 
 def call_of(x: Any, reduction: Any, *, mask: Any = None, lengths: Any = None, side: Any = "right", offsets: Any = None,

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from anypool.arguments import array_argument, is_sequence, shown
 from anypool.limits import require
 from anypool.operation import as_array, check_size, is_tensor, pullback_of, tensors
+from anypool.reductions import check_dtype
 from anypool.windows import sizes_argument
 
 Array = npt.NDArray[Any]
 
 
-def _output_size(
-    rank: int, x: Array, kernel_size: Any, stride: Any, padding: Any, output_size: Any, where: str
-) -> tuple[int, ...]:
+def geometry(
+    rank: int, x: Any, kernel_size: Any, stride: Any, padding: Any, output_size: Any
+) -> tuple[tuple[int, ...], ...]:
+    """Check the arguments for an array or tensor; return kernel, stride, padding and size of every unpooled axis."""
+    where = f"x: {tuple(x.shape)}"
+    if x.ndim not in (rank + 1, rank + 2):
+        raise ValueError(f"max_unpool{rank}d takes {rank + 1} or {rank + 2} dimensions, got {x.ndim} ({where})")
     kernel = sizes_argument("kernel_size", kernel_size, rank, where, at_least=1)
-    strides = kernel if stride is None else sizes_argument("stride", stride, rank, where, at_least=1)
+    strides = (
+        kernel
+        if stride is None or (is_sequence(stride) and not len(stride))
+        else sizes_argument("stride", stride, rank, where, at_least=1)
+    )
     pads = sizes_argument("padding", padding, rank, where, at_least=0)
     default = [(n - 1) * s - 2 * p + k for n, k, s, p in zip(x.shape[-rank:], kernel, strides, pads, strict=True)]
     if output_size is None:
         sizes = default
     else:
-        given = list(output_size) if isinstance(output_size, Sequence | np.ndarray) else [output_size] * rank
+        given = list(output_size) if is_sequence(output_size) else [output_size] * rank
         if len(given) == rank + 2:  # the whole shape, as x.shape before pooling
             given = given[-rank:]
         sizes = list(sizes_argument("output_size", given, rank, where, at_least=1))
@@ -36,22 +46,21 @@ def _output_size(
                     f"output_size[{i}] must be between {base - s} and {base + s} (exclusive), got {size} ({where})"
                 )
     if min(sizes) < 1:
-        raise ValueError(f"padding must leave an output, got {padding!r} for sizes {sizes} ({where})")
-    return tuple(sizes)
+        raise ValueError(f"padding must leave an output, got {shown(padding)} for sizes {sizes} ({where})")
+    return kernel, strides, pads, tuple(sizes)
 
 
 def _prepare(rank: int, x: Any, indices: Any, kernel_size: Any, stride: Any, padding: Any,
              output_size: Any) -> tuple[Array, Array, tuple[int, ...]]:  # fmt: skip
     x = as_array(x)
+    check_dtype(x.dtype, f"x: {x.shape}")
     where = f"x: {x.shape}"
-    if x.ndim not in (rank + 1, rank + 2):
-        raise ValueError(f"max_unpool{rank}d takes {rank + 1} or {rank + 2} dimensions, got {x.ndim} ({where})")
-    indices = np.asarray(indices)
+    *_, sizes = geometry(rank, x, kernel_size, stride, padding, output_size)
+    indices = array_argument("indices", indices, where)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"indices must be integers, got dtype {indices.dtype} ({where})")
     if indices.shape != x.shape:
         raise ValueError(f"indices must have the shape of x, got {indices.shape} ({where})")
-    sizes = _output_size(rank, x, kernel_size, stride, padding, output_size, where)
     positions = math.prod(sizes)
     if indices.size and not (indices.min() >= 0 and indices.max() < positions):
         raise ValueError(f"indices must be in [0, {positions}), got {indices.min()} … {indices.max()} ({where})")

@@ -8,7 +8,9 @@ inputs, their dtype or where they are stored.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from anypool.arguments import flag_argument, is_sequence, shown
 from anypool.limits import require
 
 Ints = npt.NDArray[np.int64]
@@ -210,14 +213,17 @@ class Windows:
 
 
 def _error(name: str, rule: str, value: Any, where: str) -> ValueError:
-    return ValueError(f"{name} {rule}, got {value!r} ({where})")
+    return ValueError(f"{name} {rule}, got {shown(value)} ({where})")
 
 
 def size_argument(name: str, value: Any, where: str, *, at_least: int | None = None) -> int:
     """Check one integer argument. bool and float are not sizes."""
-    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__} ({where})")
-    number = int(value.__index__())
+    number = None
+    if not isinstance(value, (bool, np.bool_)):
+        with suppress(TypeError):  # an array that is no integer
+            number = operator.index(value)
+    if number is None:
+        raise TypeError(f"{name} must be an int, got {shown(value)} of type {type(value).__name__} ({where})")
     if at_least is not None and number < at_least:
         raise _error(name, f"must be >= {at_least}", number, where)
     if abs(number) >= _LARGEST:
@@ -227,12 +233,12 @@ def size_argument(name: str, value: Any, where: str, *, at_least: int | None = N
 
 def sizes_argument(name: str, value: Any, rank: int, where: str, *, at_least: int) -> tuple[int, ...]:
     """Check an int for all axes or a sequence with one int for each; one stands for all, as in PyTorch."""
-    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
+    if is_sequence(value):
         items = list(value)
         if len(items) == 1:
             items *= rank
         if len(items) != rank:
-            raise _error(name, f"must be one int or {rank}, one for each pooled axis", value, where)
+            raise _error(name, f"must be one int or {rank} ints, one for each pooled axis", value, where)
         return tuple(size_argument(f"{name}[{i}]", v, where, at_least=at_least) for i, v in enumerate(items))
     return (size_argument(name, value, where, at_least=at_least),) * rank
 
@@ -255,11 +261,13 @@ def _pads(padding: Any, sizes: Sequence[int], kernel: Sequence[int], stride: Seq
         raise _error(
             "padding", 'must be "valid", "same", "same_lower", "causal", ints or (low, high) pairs', padding, where
         )
-    if isinstance(padding, Sequence | np.ndarray) and any(isinstance(p, Sequence | np.ndarray) for p in padding):
+    if is_sequence(padding) and any(is_sequence(p) for p in padding):
         if len(padding) != rank:
             raise _error("padding", f"must have {rank} (low, high) pairs", padding, where)
         pads = []
         for i, pair in enumerate(padding):
+            if not is_sequence(pair) or len(pair) != 2:
+                raise _error(f"padding[{i}]", "must be a (low, high) pair, as another one is", pair, where)
             lo, hi = sizes_argument(f"padding[{i}]", pair, 2, where, at_least=0)
             pads.append((lo, hi))
         return pads
@@ -283,13 +291,11 @@ def sliding_arguments(sizes: Sequence[int], kernel_size: Any, stride: Any = None
     """Return kernel, stride, (low, high) padding and dilation of every axis, and ceil_mode: what `sliding` was told."""
     rank = len(sizes)
     kernel = sizes_argument("kernel_size", kernel_size, rank, where, at_least=1)
-    unset = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
+    unset = stride is None or (is_sequence(stride) and len(stride) == 0)
     strides = kernel if unset else sizes_argument("stride", stride, rank, where, at_least=1)
     dilations = sizes_argument("dilation", dilation, rank, where, at_least=1)
-    if not isinstance(ceil_mode, (bool, np.bool_)):
-        raise TypeError(f"ceil_mode must be a bool, got {ceil_mode!r} of type {type(ceil_mode).__name__} ({where})")
     pads = _pads(padding, sizes, kernel, strides, dilations, where)
-    return kernel, strides, pads, dilations, bool(ceil_mode)
+    return kernel, strides, pads, dilations, flag_argument("ceil_mode", ceil_mode, where)
 
 
 def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
@@ -344,11 +350,11 @@ def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding:
 def adaptive_arguments(sizes: Sequence[int], output_size: Any, *, where: str = "") -> list[Any]:
     """Return what output_size says for every axis, None included."""
     rank = len(sizes)
-    given = list(output_size) if isinstance(output_size, Sequence | np.ndarray) else [output_size]
+    given = list(output_size) if is_sequence(output_size) else [output_size]
     if len(given) == 1:
         given *= rank
     if len(given) != rank:
-        raise _error("output_size", f"must be one int or {rank}, one for each pooled axis", output_size, where)
+        raise _error("output_size", f"must be one int or {rank} ints, one for each pooled axis", output_size, where)
     return given
 
 

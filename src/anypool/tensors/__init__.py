@@ -9,6 +9,7 @@ otherwise the pass in torch operations (`anypool.backends.torch`).
 from __future__ import annotations
 
 import marshal
+import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -16,14 +17,16 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from anypool import operation
+from anypool import fractional as fractional_pooling
+from anypool import limits, operation, unpooling
+from anypool.arguments import flag_argument, shown
 from anypool.backends import asked_for, native
 from anypool.backends import torch as reference
 from anypool.operation import Description, Problem, resolve
 from anypool.operation import overlap as _overlap
 from anypool.tensors import autograd, kernels
 from anypool.tensors.codes import flat_indices
-from anypool.tensors.plain import PLAIN
+from anypool.tensors.plain import PLAIN, is_plain
 from anypool.tensors.pytorch import ORIGINALS, Own, own
 from anypool.tensors.spec import NUMPY, TORCH, Memory, Spec, channels_last, memory, memory_format, memory_of, spec_of
 
@@ -300,8 +303,17 @@ def pulled(function: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: 
 
     def pullback(grad_y: Any, out: torch.Tensor | None = None) -> torch.Tensor:
         """Return the gradient with respect to x, given that with respect to the result."""
-        if grad_y.shape != y.shape:
-            raise ValueError(f"grad_y must have the result's shape {tuple(y.shape)}, got {tuple(grad_y.shape)}")
+        for name, given, shape in (("grad_y", grad_y, y.shape), ("out", out, x.shape)):
+            if isinstance(given, torch.Tensor) and given.shape == shape and given.device == x.device:
+                continue
+            if name == "grad_y" or given is not None:
+                got = f"{tuple(given.shape)} on {given.device}" if isinstance(given, torch.Tensor) else shown(given)
+                what = "the result's shape" if name == "grad_y" else "the shape of x,"
+                raise ValueError(f"{name} must be a tensor of {what} {tuple(shape)} on {x.device}, got {got}")
+        if grad_y.is_complex():
+            raise TypeError(f"grad_y must be real numbers, got {grad_y.dtype} (x: {tuple(x.shape)})")
+        if out is not None and (out.dtype != x.dtype or out.requires_grad):
+            raise ValueError(f"out must be of dtype {x.dtype} and require no gradient, got {out.dtype}")
         (grad_x,) = torch.autograd.grad(y, leaf, grad_y.to(y.dtype), retain_graph=True)
         return grad_x if out is None else out.copy_(grad_x)
 
@@ -316,22 +328,47 @@ def select(x: torch.Tensor, what: Description, given: operation.Selection, out: 
 
 
 def unpool(rank: int, x: torch.Tensor, indices: Any, kernel_size: Any, stride: Any, padding: Any, size: Any) -> Any:
-    """Put maxima back, by PyTorch's own operator."""
-    if size is not None and not isinstance(size, (tuple, list)):
-        size = [size] * rank
-    return ORIGINALS[f"max_unpool{rank}d"](x, indices, kernel_size, stride, padding, size)
+    """Put maxima back, by PyTorch's own operator, which is given nothing that it could not take."""
+    where = f"x: {tuple(x.shape)}"
+    kernel, strides, pads, sizes = unpooling.geometry(rank, x, kernel_size, stride, padding, size)
+    if not isinstance(indices, torch.Tensor) or indices.dtype != torch.int64:
+        kind = indices.dtype if isinstance(indices, torch.Tensor) else type(indices).__name__
+        raise TypeError(f"indices must be a tensor of int64, got {kind} ({where})")
+    if indices.shape != x.shape:
+        raise ValueError(f"indices must have the shape of x, got {tuple(indices.shape)} ({where})")
+    positions = math.prod(sizes)
+    shape = (*x.shape[:-rank], *sizes)
+    if math.prod(shape) >= 2**59:
+        raise ValueError(f"the result of shape {shape} would not fit in memory ({where})")
+    limits.require(math.prod(shape) * x.element_size(), f"the result of shape {shape}", where)
+    if is_plain(indices) and indices.numel():
+        low, high = (int(v) for v in indices.aminmax())
+        if low < 0 or high >= positions:
+            raise ValueError(f"indices must be in [0, {positions}), got {low} … {high} ({where})")
+    return ORIGINALS[f"max_unpool{rank}d"](x, indices, kernel, strides, pads, sizes)
 
 
 def fractional(rank: int, x: torch.Tensor, kernel_size: Any, output_size: Any, output_ratio: Any, return_indices: bool,
                samples: Any, rng: Any) -> Any:  # fmt: skip
     """Pool windows at pseudo-random places, by PyTorch's own operator and with its draws."""
+    where = f"x: {tuple(x.shape)}"
+    kernel, sizes = fractional_pooling.geometry(rank, x, kernel_size, output_size, output_ratio)
+    if rank == 3 and any(o + k > n for o, k, n in zip(sizes, kernel, x.shape[-3:], strict=True)):
+        raise ValueError(
+            f"output_size + kernel_size must be <= the size of each axis in PyTorch's operator, "
+            f"got {sizes} + {kernel} ({where})"
+        )
+    indexed = flag_argument("return_indices", return_indices, where)
+    shape = (x.shape[0] if x.ndim == rank + 2 else 1, x.shape[-rank - 1], rank)
+    if samples is not None and (not isinstance(samples, torch.Tensor) or samples.shape != shape):
+        given = tuple(samples.shape) if isinstance(samples, torch.Tensor) else type(samples).__name__
+        raise ValueError(f"_random_samples must be a tensor of shape {shape}, got {given} ({where})")
+    if not (rng is None or isinstance(rng, torch.Generator)):
+        raise TypeError(f"rng must be a torch.Generator for a tensor, got {shown(rng)} ({where})")
     if samples is None and rng is not None:
-        n = x.shape[0] if x.ndim == rank + 2 else 1
-        samples = torch.rand(n, x.shape[-rank - 1], rank, dtype=x.dtype, device=x.device, generator=rng)
-    if output_ratio is not None and not isinstance(output_ratio, (tuple, list)):
-        output_ratio = (output_ratio,) * rank
+        samples = torch.rand(shape, dtype=x.dtype, device=x.device, generator=rng)
     function = ORIGINALS[f"fractional_max_pool{rank}d"]
-    return function(x, kernel_size, output_size, output_ratio, return_indices, _random_samples=samples)
+    return function(x, kernel, sizes, None, indexed, _random_samples=samples)
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from anypool import selection, tensors
+from anypool.arguments import flag_argument
 from anypool.backends import torch as reference
-from anypool.operation import Call, Description, Problem, Selection, flag
+from anypool.operation import Call, Description, Problem, Selection
 from anypool.reductions import neutral
 from anypool.tensors.plain import is_plain
 from anypool.tensors.spec import NUMPY, TORCH, memory_of
@@ -93,7 +94,7 @@ def _composed(x: torch.Tensor, what: Description, given: Selection) -> Any:
     if indices:
         indices = [_mended(indices[0], y, none, valid, counts, what, problem)]
     y = torch.where(counts > 0, y, float(checked.empty)).to(TORCH[job.result.name])
-    if flag("return_valid", given.return_valid, checked.where):
+    if flag_argument("return_valid", given.return_valid, checked.where):
         indices.append(counts.expand(y.shape).clone())
     return (y, *indices) if indices else y
 
