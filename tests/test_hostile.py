@@ -443,7 +443,7 @@ def test_broken_files_are_one_line(suffix, folder, capsys):
         for command in commands:
             status = cli.main(command)
             error = capsys.readouterr().err
-            assert status in (0, 2), error
+            assert status in (0, 2), (status, error)
             assert status == 0 or error.startswith("anypool: "), error
             assert error.count("\n") == (status == 2) or "note:" in error, error
             refused += status == 2
@@ -481,5 +481,5 @@ def test_a_column_whose_rows_begin_where_no_vectors_are():
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(8, np.float32)), 4)
     offsets = pa.py_buffer(np.array([0, 1 << 40, 2], np.int64))
     column = pa.Array.from_buffers(pa.large_list(vectors.type), 2, [None, offsets], children=[vectors])
-    with pytest.raises(ValueError, match="[Oo]ffset"):
+    with pytest.raises(ValueError, match=r"[Oo]ffset"):
         pool_array(column, "mean")
