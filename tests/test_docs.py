@@ -58,6 +58,24 @@ def test_code_blocks(page, tmp_path, monkeypatch):
             pytest.skip(f"{where} needs {missing.name}")
 
 
+SEMANTICS = (REPOSITORY / "docs" / "semantics.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^###? (.+)\n((?:(?!^##).*\n)*)", SEMANTICS, re.MULTILINE))
+
+
+@pytest.mark.parametrize("title", [t for t in SECTIONS if t != "What comes later"])
+def test_the_tests_that_a_section_names_exist(title):
+    """Each rule has a test, and says which: ``Tests: `file.py::test`, `::another of the same file`; …``."""
+    lines = "".join(re.findall(r"^Tests?: (?:.+\n)+", SECTIONS[title], re.MULTILINE))
+    named = re.findall(r"`(test_\w+\.py)?(?:::(test_\w+))?`", lines)
+    assert named, f"{title}: no test is named"
+    file = ""
+    for path, test in named:
+        file = path or file
+        place = REPOSITORY / "tests" / file
+        assert place.is_file(), f"{title}: {file} does not exist"
+        assert not test or f"def {test}(" in place.read_text(encoding="utf-8"), f"{title}: {file} has no {test}"
+
+
 def test_the_readme_shows_code():
     assert BLOCK.search((REPOSITORY / "README.md").read_text(encoding="utf-8"))
 
