@@ -109,10 +109,21 @@ def _spatial(x: Any, module: nn.Module) -> tuple[int, ...]:
     return tuple(range(2, x.ndim))
 
 
-class _Windowed(nn.Module):
+class _Shown(nn.Module):
+    """A module whose repr shows its arguments."""
+
+    arguments: tuple[str, ...] = ()
+
+    def extra_repr(self) -> str:
+        """Return the arguments."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.arguments)
+
+
+class _Windowed(_Shown):
     """One reduction of `anypool.pool` over all axes behind (N, C)."""
 
     reduction = ""
+    arguments: tuple[str, ...] = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
     def __init__(
         self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
@@ -120,13 +131,6 @@ class _Windowed(nn.Module):
         super().__init__()
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
-
-    def extra_repr(self) -> str:
-        """Return the arguments."""
-        return (
-            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
-            f"dilation={self.dilation}, ceil_mode={self.ceil_mode}"
-        )
 
     def _pooled(self, x: Any, **more: Any) -> Any:
         axes = _spatial(x, self)
@@ -152,15 +156,12 @@ class MinPool(_Windowed):
     """
 
     reduction = "min"
+    arguments = (*_Windowed.arguments, "return_indices")
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
                  ceil_mode: bool = False, return_indices: bool = False) -> None:  # fmt: skip
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         self.return_indices = return_indices
-
-    def extra_repr(self) -> str:
-        """Return the arguments."""
-        return f"{super().extra_repr()}, return_indices={self.return_indices}"
 
     def forward(self, x: Any) -> Any:
         """Pool."""
@@ -185,22 +186,19 @@ class LogSumExpPool(_Windowed):
     """
 
     reduction = "logsumexp"
+    arguments = (*_Windowed.arguments, "r")
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
                  ceil_mode: bool = False, r: float = 1.0) -> None:  # fmt: skip
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         self.r = r
 
-    def extra_repr(self) -> str:
-        """Return the arguments."""
-        return f"{super().extra_repr()}, r={self.r}"
-
     def forward(self, x: Any) -> Any:
         """Pool."""
         return self._pooled(x, r=self.r)
 
 
-class GlobalAvgPool(nn.Module):
+class GlobalAvgPool(_Shown):
     """Mean over all positions of each channel.
 
     Parameters
@@ -215,20 +213,18 @@ class GlobalAvgPool(nn.Module):
     tensor([[1.5000, 5.5000]])
     """
 
+    arguments = ("keepdims",)
+
     def __init__(self, keepdims: bool = True) -> None:
         super().__init__()
         self.keepdims = keepdims
-
-    def extra_repr(self) -> str:
-        """Return the arguments."""
-        return f"keepdims={self.keepdims}"
 
     def forward(self, x: Any) -> Any:
         """Pool."""
         return anypool.global_avg_pool(x, keepdims=self.keepdims)
 
 
-class GlobalMaxPool(nn.Module):
+class GlobalMaxPool(_Shown):
     """Largest value over all positions of each channel.
 
     Parameters
@@ -245,13 +241,11 @@ class GlobalMaxPool(nn.Module):
     tensor([[3., 7.]])
     """
 
+    arguments = ("keepdims", "return_indices")
+
     def __init__(self, keepdims: bool = True, return_indices: bool = False) -> None:
         super().__init__()
         self.keepdims, self.return_indices = keepdims, return_indices
-
-    def extra_repr(self) -> str:
-        """Return the arguments."""
-        return f"keepdims={self.keepdims}, return_indices={self.return_indices}"
 
     def forward(self, x: Any) -> Any:
         """Pool."""
@@ -318,14 +312,12 @@ class GeM(nn.Module):
         return y if self.keepdims else y.flatten(1)
 
 
-class _AvgMax(nn.Module):
+class _AvgMax(_Shown):
+    arguments = ("output_size",)
+
     def __init__(self, output_size: Any = 1) -> None:
         super().__init__()
         self.output_size = output_size
-
-    def extra_repr(self) -> str:
-        """Return the arguments."""
-        return f"output_size={self.output_size}"
 
     def _both(self, x: Any) -> tuple[Any, Any]:
         rank = len(_spatial(x, self))
@@ -376,7 +368,7 @@ class CatAvgMaxPool(_AvgMax):
         return torch.cat(self._both(x), 1)
 
 
-class BlurPool(nn.Module):
+class BlurPool(_Shown):
     """A binomial low-pass filter before every ``stride``-th element is kept: shrinks without aliasing.
 
     Parameters
@@ -399,6 +391,8 @@ class BlurPool(nn.Module):
     tensor([[[2., 2.]]])
     """
 
+    arguments = ("kernel_size", "stride", "padding_mode")
+
     def __init__(self, kernel_size: int = 3, stride: int = 2, padding_mode: str = "reflect") -> None:
         super().__init__()
         for name, value in (("kernel_size", kernel_size), ("stride", stride)):
@@ -411,10 +405,6 @@ class BlurPool(nn.Module):
         for _ in range(kernel_size - 1):
             taps = functional.pad(taps, (0, 1)) + functional.pad(taps, (1, 0))
         self.register_buffer("taps", (taps / taps.sum()).float(), persistent=False)
-
-    def extra_repr(self) -> str:
-        """Return the arguments."""
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding_mode={self.padding_mode!r}"
 
     def forward(self, x: Any) -> Any:
         """Pool."""
@@ -433,7 +423,7 @@ class BlurPool(nn.Module):
         return convolve(x, weight.expand(channels, 1, *weight.shape), stride=self.stride, groups=channels)
 
 
-class MaxBlurPool(nn.Module):
+class MaxBlurPool(_Shown):
     """Max pooling without aliasing: windows one apart, then a `BlurPool` that keeps every ``stride``-th.
 
     Parameters
@@ -454,16 +444,14 @@ class MaxBlurPool(nn.Module):
     tensor([[[4., 4.]]])
     """
 
+    arguments = ("kernel_size", "stride")
+
     def __init__(
         self, kernel_size: int = 2, stride: int = 2, blur_size: int = 3, padding_mode: str = "reflect"
     ) -> None:
         super().__init__()
         self.kernel_size, self.stride = kernel_size, stride
         self.blur = BlurPool(blur_size, stride, padding_mode)
-
-    def extra_repr(self) -> str:
-        """Return the arguments."""
-        return f"kernel_size={self.kernel_size}, stride={self.stride}"
 
     def forward(self, x: Any) -> Any:
         """Pool."""
