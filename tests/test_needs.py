@@ -397,3 +397,70 @@ def test_backends_agree_on_all_of_it():
                 with backends.use(name):
                     both.append(ap.pool(x, reduction, (3, 3), ceil_mode=True, **arguments))
             np.testing.assert_array_equal(*both)
+
+
+# ---- what counts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", [ap.max_pool1d, ap.avg_pool1d])
+def test_windows_without_a_valid_input_are_what_was_asked_for(function, backend):
+    """A window that is masked altogether is NaN, -inf or 0, by library (keras#18152, onnx#1922)."""
+    x, mask = np.arange(1.0, 7).reshape(1, 1, 6), np.array([[[1, 1, 0, 0, 0, 1]]], bool)
+    assert np.isnan(function(x, 2, mask=mask)[0, 0, 1])
+    assert function(x, 2, mask=mask, empty=0.0)[0, 0, 1] == 0
+    y, pullback = ap.vjp(function, x, 2, mask=mask, empty=0.0)
+    gradient = pullback(np.ones_like(y))
+    assert np.isfinite(gradient).all()
+    assert (gradient[~mask] == 0).all()
+    with pytest.raises(ValueError, match="empty"):
+        function(x.astype(np.int32), 2, mask=mask)
+    assert function(x.astype(np.int32), 2, mask=mask, empty=-1)[0, 0, 1] == -1
+
+
+def test_what_is_masked_never_leaks(backend):
+    """NaN times 0 is NaN: masks that multiply let padding through (pytorch#7645, xarray-spatial PR#1628)."""
+    x, mask = np.array([[[1.0, np.nan, np.inf, 4.0]]]), np.array([[[True, False, False, True]]])
+    for reduction in ("max", "min", "sum", "mean", "lp"):
+        y = ap.pool(x, reduction, (2,), mask=mask)
+        assert y.ravel().tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("reduction", ["max", "min", "sum", "mean"])
+def test_nan_is_left_out_if_asked_for(reduction, backend):
+    """There is no nanmax of windows (pytorch#7645), and with NaN-skipping means divide by the wrong count (Theano#3060)."""
+    x = np.array([1.0, np.nan, 3.0, 5.0, np.nan, np.nan])
+    y, valid = ap.pool(x, reduction, 2, nan="omit", return_valid=True)
+    assert y[:2].tolist() == {"max": [1, 5], "min": [1, 3], "sum": [1, 8], "mean": [1, 4]}[reduction]
+    assert np.isnan(y[2])
+    assert valid.tolist() == [1, 2, 0]
+    assert ap.pool(x, reduction, 2, nan="omit", empty=-9.0)[2] == -9
+
+
+def test_windows_wholly_in_the_padding(backend):
+    """Padding beyond the kernel makes -inf (pytorch#3298) or rows of NaN (onnx#4958): an error, or the value asked for."""
+    x = np.ones((1, 1, 3))
+    with pytest.raises(ValueError, match=r"padding\[0\] must leave every window some input"):
+        ap.max_pool1d(x, 2, 1, 3)
+    assert ap.max_pool1d(x, 2, 1, 3, empty=0.0).ravel().tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
+    assert ap.global_max_pool(np.ones((2, 3, 0)), empty=0.0).tolist() == [[[0.0]] * 3] * 2  # tf-keras#632
+
+
+def test_masked_elements_never_count(backend):
+    """block_reduce and average poolings divide by the whole window (georasters#72, scikit-image#4940)."""
+    x, mask = np.array([[[2.0, 4.0, 6.0, 8.0]]]), np.array([[[True, False, True, True]]])
+    assert ap.avg_pool1d(x, 2, mask=mask).ravel().tolist() == [2, 7]
+    assert ap.avg_pool1d(x, 2, padding=1, stride=2, mask=mask).ravel().tolist() == [
+        1,
+        6,
+        4,
+    ]  # padding counts, masked does not
+    _, valid = ap.avg_pool1d(x, 2, mask=mask, return_valid=True)
+    assert valid.ravel().tolist() == [1, 2]
+
+
+def test_weights_of_windows(backend):
+    """A weighted mean is Σwx / Σw, for the weights of the window (the sum of weights, not their number)."""
+    x, w = np.array([[[1.0, 3.0, 5.0, 9.0]]]), np.array([[[1.0, 3.0, 1.0, 1.0]]])
+    assert ap.avg_pool1d(x, 2, weights=w).ravel().tolist() == [2.5, 7.0]
+    with pytest.raises(ValueError, match="weights"):
+        ap.pool(x, "max", (2,), weights=w)
