@@ -37,6 +37,7 @@ NAMED = ("tests/test_against_oracle.py::test_named_functions",)
 ADAPTIVE = ("tests/test_against_oracle.py::test_adaptive",)
 LAWS = ("tests/test_properties.py",)
 EMPTY = ("tests/test_against_oracle.py::test_windows[reference-max-1-channels_first]",)
+REGRESSIONS = ("tests/test_regressions.py",)
 ARGUMENTS = ("tests/test_arguments.py::test_bad_argument",)
 HALVES = ("tests/test_against_oracle.py::test_dtypes[native-mean-2-channels_first]",)
 DTYPES = ("tests/test_against_oracle.py::test_dtypes[native-sum-1-channels_first]",)
@@ -84,7 +85,14 @@ MUTATIONS = (
              "(stride - 1 if ceil_mode else 0)", "(stride if ceil_mode else 0)", NAMED),
     Mutation("adaptive bins rounded down", WINDOWS, "-(-(o + 1) * n // out)", "(o + 1) * n // out", ADAPTIVE),
     Mutation("empty windows accepted", WINDOWS, "outputs[lo >= hi]", "outputs[lo > hi]", EMPTY),
-    Mutation("True is a size", WINDOWS, "isinstance(value, (bool, np.bool_)) or not hasattr", "not hasattr", ARGUMENTS),
+    Mutation("True is a size", WINDOWS, "not isinstance(value, (bool, np.bool_))", "True", ARGUMENTS),
+    Mutation("windows behind the data may be empty", WINDOWS, "before = max(1, min(", "before = max(0, min(",
+             REGRESSIONS),
+    Mutation("offsets may wrap around", RUNS, "given[1:] < given[:-1])  # compared", "np.diff(given) < 0)  # compared",
+             REGRESSIONS),
+    Mutation("indices take no memory", OPERATION, "each = codes + (", "each = (", ("tests/test_limits.py",)),
+    Mutation("a mask is ignored", "anypool/arguments.py", "isinstance(value, np.ma.MaskedArray)", "False",
+             ("tests/test_hostile.py",)),
     Mutation("transposed windows shifted", WINDOWS,
              "* self.step - self.pad\n", "* self.step - self.pad_hi\n", GRADIENTS),
     Mutation("the last of equals wins", REDUCTIONS, "right > left if larger", "right >= left if larger", LAWS),
