@@ -25,7 +25,9 @@ HALVES = ("float16",) if ml_dtypes is None else ("float16", "bfloat16")
 FLOATS = (*HALVES, "float32", "float64")
 DTYPES = (*BOOL, *INTEGERS, *FLOATS)
 
-REDUCTIONS = ("max", "min", "sum", "mean", "lp", "logsumexp")
+REDUCTIONS = ("max", "min", "sum", "mean", "lp", "logsumexp")  # that merge states and have a gradient
+OF_WINDOWS = ("median", "quantile", "std", "var", "softmax")  # that need a whole window, and have a gradient
+WITHOUT_GRADIENT = ("any", "all", "mode")
 LAYOUTS = ("channels_first", "channels_last")
 
 

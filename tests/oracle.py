@@ -19,6 +19,8 @@ from fractions import Fraction
 
 import numpy as np
 
+import window_oracle
+
 WindowAxes = tuple[tuple["Window", ...], ...]  # one tuple of windows per pooled axis
 
 NAMED_PADDINGS = ("valid", "same", "same_lower", "causal")
@@ -235,7 +237,9 @@ def flat_windows(window_axes: WindowAxes, sizes: tuple[int, ...]) -> list:
 
 def result_dtype(reduction: str, dtype: np.dtype) -> np.dtype:
     """The dtype a reduction returns when none is asked for."""
-    if reduction in ("max", "min") or dtype.kind not in "biu":
+    if reduction in ("any", "all"):
+        return np.dtype(bool)
+    if reduction in ("max", "min", "mode", "stochastic") or dtype.kind not in "biu":
         return dtype
     if reduction == "sum":
         return np.dtype(np.uint64 if dtype.kind == "u" else np.int64)
@@ -264,6 +268,9 @@ def pool(
     mask=None,
     weights=None,
     empty=None,
+    q=None,
+    correction=0,
+    ignore=(),
 ) -> Truth:
     """Reduce `x` over windows of `axes`; floats come as float64, integers as they must be.
 
@@ -274,7 +281,8 @@ def pool(
     x = np.asarray(x)
     planes = Planes(x, axes)
     wanted = result_dtype(reduction, x.dtype) if dtype is None else np.dtype(dtype)
-    option = Options(include_pad, divisor, norm_type, r, signed, wanted.kind in "iu", x.dtype.kind == "u")
+    option = Options(include_pad, divisor, norm_type, r, signed, wanted.kind in "iu", x.dtype.kind == "u",
+                     q=q, correction=correction, ignore=ignore)  # fmt: skip
     counts, factors = Planes(counting(x, mask), axes), Planes(counting(x, weights), axes)
     rows = []
     for outer in np.ndindex(*planes.outer):
@@ -332,10 +340,15 @@ class Options:
     keep_integer: bool = False
     unsigned: bool = False
     missing: int = 0  # inputs of the window that are masked
+    q: float | None = None
+    correction: float = 0
+    ignore: tuple[int, ...] = ()
 
 
 def reduced(seen, ws, reduction: str, option: Options) -> tuple:
     """(value, largest magnitude, how often it entered) of one window, for everything but max, min."""
+    if reduction in window_oracle.NAMES:
+        return window_oracle.reduced(seen, reduction, option)
     if reduction in ("sum", "mean"):
         whole_numbers = not isinstance(seen[0], float)
         total = sum(map(int, seen)) if whole_numbers else float_sum(seen)
@@ -377,6 +390,8 @@ def cancellation(values, p: float) -> float:
 
 def local_gradient(seen, ws, reduction: str, option: Options) -> list:
     """Derivative of a window's result with respect to each of its values."""
+    if reduction in window_oracle.GRADIENTS:
+        return window_oracle.gradient(seen, reduction, option)
     if reduction == "sum":
         return [1.0] * len(seen)
     if reduction == "mean":
@@ -408,18 +423,21 @@ def pullback(
     norm_type=2.0,
     r=1.0,
     signed=False,
+    q=None,
+    correction=0,
     mask=None,
     weights=None,
 ) -> Truth:
     """The gradient with respect to `x`: every window scatters its part, exactly added up."""
     planes, grads = Planes(np.asarray(x), axes), Planes(np.asarray(grad), axes)
     counts, factors = (Planes(counting(np.asarray(x), a), axes) for a in (mask, weights))
-    option = Options(include_pad, divisor, norm_type, r, signed)
+    option = Options(include_pad, divisor, norm_type, r, signed, q=q, correction=correction)
     rows = []
     for outer in np.ndindex(*planes.outer):
         flat = [float(v) for v in planes.flat(outer)]
         there, factor = counts.flat(outer), factors.flat(outer)
         parts = [[] for _ in flat]
+        steepest = [0.0] * len(flat)
         whats = flat_windows(tuple(window_axes), planes.inner)
         for (ws, inside), g in zip(whats, grads.flat(outer), strict=True):
             positions = [i for i in inside if there[i]]
@@ -435,10 +453,15 @@ def pullback(
             if reduction in BETTER:  # the others get nothing, not 0 times g
                 parts[positions[first_best(seen, BETTER[reduction])]].append(g)
                 continue
+            least = window_oracle.steepness(seen, reduction, option) if reduction in window_oracle.GRADIENTS else 0.0
             for i, d in zip(positions, local_gradient(seen, ws, reduction, option), strict=True):
                 if d != 0:
                     parts[i].append(g * d)
-        rows += [(float_sum(part), magnitude(part), max(len(part), 1)) for part in parts]
+                steepest[i] = max(steepest[i], abs(g * least))
+        rows += [
+            (float_sum(part), max(magnitude(part), least), max(len(part), 1))
+            for part, least in zip(parts, steepest, strict=True)
+        ]
     columns = np.array(rows, float).reshape(-1, 3)
     shape = planes.outer + planes.inner
     return Truth(*(planes.back(columns[:, i].reshape(shape)) for i in range(3)))

@@ -236,6 +236,10 @@ def test_the_geometry_options(run, options, shape):
         (["--op", "lp", "--norm-type", "3"], lambda b: (np.abs(b) ** 3).sum(axis=2) ** (1 / 3)),
         (["--op", "lp", "--norm-type", "inf"], lambda b: np.abs(b).max(axis=2)),
         (["--op", "logsumexp", "--r", "2.5"], lambda b: np.log(np.exp(2.5 * b).sum(axis=2)) / 2.5),
+        (["--op", "median"], lambda b: np.median(b, axis=2)),
+        (["--op", "quantile", "--q", "0.25"], lambda b: np.quantile(b, 0.25, axis=2)),
+        (["--op", "std", "--correction", "1"], lambda b: b.std(axis=2, ddof=1)),
+        (["--op", "softmax", "--r", "2"], lambda b: (b * np.exp(2 * b)).sum(axis=2) / np.exp(2 * b).sum(axis=2)),
     ],
 )
 def test_the_operations(run, options, expected):
@@ -326,6 +330,23 @@ def test_json_is_one_object(run):
     assert report["fraction_of_copy_speed"] == pytest.approx(report["copy_seconds"] / report["seconds"])
     assert report["backend"]
     assert isinstance(report["plan"], dict)
+
+
+def test_labels_and_draws(run):
+    labels = pixels(8, 8) % 3
+    np.save("labels.npy", labels)
+    status, out, err = run("pool", "labels.npy", "mode.npy", "--op", "mode", "--kernel", "4", "--ignore", "0,7")
+    assert (status, err) == (0, "")
+    assert "ignoring 0, 7" in out
+    import anypool as ap
+
+    np.testing.assert_array_equal(np.load("mode.npy"), ap.pool(labels, "mode", 4, ignore=0))
+    np.save("x.npy", labels.astype(float))
+    for name in ("first.npy", "again.npy"):  # measuring runs it many times; what is written is the seed's
+        assert run("pool", "x.npy", name, "--op", "stochastic", "--seed", "7", "--json")[0] == 0
+    wanted = ap.pool(labels.astype(float), "stochastic", 2, generator=np.random.default_rng(7))
+    np.testing.assert_array_equal(np.load("first.npy"), wanted)
+    np.testing.assert_array_equal(np.load("again.npy"), wanted)
 
 
 # --- figures, demo, info --------------------------------------------------------------------------------------------
@@ -498,6 +519,13 @@ def old():
         (["pool", "in.npy", "out.npy", "--op", "lp", "--norm-type", "-1"], ["--norm-type", "-1"]),
         (["pool", "in.npy", "out.npy", "--op", "logsumexp", "--r", "nan"], ["--r", "'nan'"]),
         (["pool", "in.npy", "out.npy", "--op", "logsumexp", "--r", "0"], ["--r", "0"]),
+        (["pool", "in.npy", "out.npy", "--op", "quantile"], ["--q must be a number", "None"]),
+        (["pool", "in.npy", "out.npy", "--op", "quantile", "--q", "2"], ["--q must be between 0 and 1", "2"]),
+        (["pool", "in.npy", "out.npy", "--op", "median", "--q", "0.5"], ["--q", "quantile", "median"]),
+        (["pool", "in.npy", "out.npy", "--op", "mode"], ["IN must be bool or integer", "float"]),
+        (["pool", "in.npy", "out.npy", "--op", "mode", "--ignore", "1.5"], ["--ignore", "'1.5'"]),
+        (["pool", "in.npy", "out.npy", "--op", "stochastic"], ["--seed"]),
+        (["pool", "in.npy", "out.npy", "--op", "var", "--correction", "-1"], ["--correction", "-1"]),
         (["pool", "in.npy", "out.npy", "--no-count-include-pad"], ["--count-include-pad", "mean"]),
         (["pool", "in.npy", "out.npy", "--dtype", "flot32"], ["--dtype", "'flot32'"]),
         (["pool", "in.npy", "out.npy", "--dtype", "object"], ["--dtype", "'object'"]),

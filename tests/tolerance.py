@@ -15,8 +15,9 @@ import numpy as np
 
 from oracle import Truth
 
-ULPS = {"sum": 2, "mean": 2, "lp": 4, "logsumexp": 4}
-GRADIENT_ULPS = {"max": 2, "min": 2, "sum": 2, "mean": 2, "lp": 16, "logsumexp": 16}
+ULPS = {"sum": 2, "mean": 2, "lp": 4, "logsumexp": 4, "median": 1, "quantile": 2, "std": 4, "var": 8, "softmax": 8}
+GRADIENT_ULPS = {"max": 2, "min": 2, "sum": 2, "mean": 2, "lp": 16, "logsumexp": 16, "median": 2, "quantile": 2,
+                 "std": 16, "var": 16, "softmax": 16}  # fmt: skip
 
 # explicit mantissa bits and smallest normal exponent
 FORMATS = {"float16": (10, -14), "bfloat16": (7, -126), "float32": (23, -126), "float64": (52, -1022)}

@@ -26,6 +26,11 @@ OPTIONS = {
     "mean": ({}, {"count_include_pad": False}, {"divisor_override": 300}),  # no integer overflows
     "lp": tuple({"norm_type": p} for p in cases.NORM_TYPES),
     "logsumexp": ({}, {"r": 4.0}, {"r": 0.25}),
+    "quantile": tuple({"q": q} for q in (0.3, 0.0, 0.5, 0.9, 1.0)),
+    "std": ({}, {"correction": 1}),
+    "var": ({}, {"correction": 1}, {"correction": 0.5}),
+    "softmax": ({}, {"r": 4.0}, {"r": -0.5}),
+    "mode": ({}, {"ignore": (999,)}),
 }
 
 

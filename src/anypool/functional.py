@@ -397,15 +397,18 @@ def global_max_pool(x: Any, *, return_indices: bool = False, keepdims: bool = Tr
 def pool(x: Any, reduction: str, kernel_size: Any, *, axes: Any = None, stride: Any = None, padding: Any = 0,
          dilation: Any = 1, ceil_mode: bool = False, count_include_pad: bool = True,
          divisor_override: int | None = None, return_indices: bool = False, norm_type: float = 2, r: float = 1.0,
-         data_format: str = "channels_first", mask: Any = None, weights: Any = None, nan: str = "propagate",
-         empty: Any = None, return_valid: bool = False, dtype: Any = None,
+         q: float | None = None, correction: float = 0, ignore: Any = None,
+         generator: np.random.Generator | None = None, data_format: str = "channels_first", mask: Any = None,
+         weights: Any = None, nan: str = "propagate", empty: Any = None, return_valid: bool = False, dtype: Any = None,
          out: Array | None = None) -> Call:  # fmt: skip
     """Any reduction over sliding windows on any axes of an array of any rank.
 
     Parameters
     ----------
     x : array_like
-    reduction : "max", "min", "sum", "mean" (or "avg"), "lp" or "logsumexp"
+    reduction : str
+        "max", "min", "sum", "mean" (or "avg"), "lp", "logsumexp"; "any", "all"; "median", "quantile", "mode", "std",
+        "var", "softmax" or "stochastic".
     kernel_size : int or sequence of ints
         Taps of a window on each pooled axis.
     axes : int or sequence of ints, optional
@@ -416,11 +419,20 @@ def pool(x: Any, reduction: str, kernel_size: Any, *, axes: Any = None, stride: 
     count_include_pad, divisor_override
         As in `avg_pool2d`, for "mean".
     return_indices : bool
-        As in `max_pool2d`, for "max" and "min".
+        As in `max_pool2d`, for "max", "min" and "stochastic".
     norm_type : float
         Exponent of "lp", the norm ``(sum of |x|^p)^(1/p)``.
     r : float
-        Sharpness of "logsumexp", ``log(sum of exp(r x)) / r``.
+        Sharpness of "logsumexp", ``log(sum of exp(r x)) / r``, and of "softmax", ``sum of x exp(r x) / sum of
+        exp(r x)``.
+    q : float
+        From 0 to 1: which "quantile".
+    correction : float
+        "std" and "var" divide by ``n - correction``.
+    ignore : int or sequence of ints, optional
+        Values that "mode" does not count.
+    generator : numpy.random.Generator, optional
+        Gives the draws of "stochastic", one for each element of the result in row-major order.
     mask, weights, nan, empty, return_valid, data_format, dtype, out
         As in `avg_pool2d`; weights for "sum" and "mean".
 
@@ -440,9 +452,11 @@ def pool(x: Any, reduction: str, kernel_size: Any, *, axes: Any = None, stride: 
     array([4, 0, 2, 3, 3])
     >>> ap.pool([[1, 2], [3, 4]], "sum", 2, axes=0)
     array([[4, 6]])
+    >>> ap.pool([1, 4, -1, 0, 2, -2], "median", 3), ap.pool([7, 7, 0, 0, 0, 5], "mode", 3, ignore=0)
+    (array([1., 0.]), array([7, 5]))
     """
     arguments = (kernel_size, stride, padding, dilation, ceil_mode)
-    parameters = (("norm_type", norm_type), ("r", r))
+    parameters = (("norm_type", norm_type), ("r", r), ("q", q), ("correction", correction), ("ignore", ignore))
     what = Description("pool", reduction, "sliding", arguments, None, axes, data_format, return_indices,
                        count_include_pad, divisor_override, parameters, dtype=dtype)  # fmt: skip
-    return _call(x, what, out, mask, weights, nan, empty, return_valid)
+    return _call(x, what, out, mask, weights, nan, empty, return_valid)._replace(generator=generator)

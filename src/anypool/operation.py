@@ -25,6 +25,7 @@ from anypool.layouts import axis_order
 from anypool.memory import empty, empty_like
 from anypool.reductions import (
     LARGEST_MAGNITUDE,
+    PARAMETERS,
     SIGNED_LP,
     Reduction,
     check_dtype,
@@ -56,7 +57,7 @@ class Description(NamedTuple):
     return_indices: Any = False
     count_include_pad: Any = True
     divisor_override: Any = None
-    parameter: Any = None  # norm_type or r
+    parameter: Any = None  # norm_type, or what pool() takes: pairs of names and values
     signed: bool = False  # PyTorch's lp for odd exponents
     keepdims: Any = True
     dtype: Any = None
@@ -80,6 +81,7 @@ class Call(NamedTuple):
     what: Description
     out: Array | None = None
     selection: Selection | None = None  # None: all inputs count
+    generator: Any = None  # of the draws of stochastic pooling
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,12 @@ def _resolve(shape: tuple[int, ...], dtype: np.dtype[Any], what: Description) ->
     accumulator, result = dtypes(reduction, dtype, what.dtype, where)
     indices = flag_argument("return_indices", what.return_indices, where)
     if indices and not reduction.selects:
-        raise ValueError(f"return_indices needs max or min, got reduction {reduction.name!r} ({where})")
+        raise ValueError(f"return_indices needs max, min or stochastic, got reduction {reduction.name!r} ({where})")
+    lift = "none" if reduction.lift == "nonzero" and dtype == accumulator else reduction.lift
     job = Pass(
-        windows, axes, reduction.merge, reduction.lift, reduction.finish, p, accumulator, result,
+        windows, axes, reduction.merge, lift, reduction.finish, p, accumulator, result,
         divisor=_divisor(what, reduction, windows, is_float(result), where), codes="index" if indices else None,
+        function=reduction.function, ignore=_ignored(what, reduction, where),
     )  # fmt: skip
     result_shape = job.shape(shape)
     check_size(result_shape, result, where)
@@ -240,23 +244,40 @@ def pooled_axes(shape: tuple[int, ...], what: Description, where: str) -> tuple[
 
 
 def reduction_of(what: Description, where: str) -> tuple[Reduction, float]:
-    """Return the reduction and its parameter: norm_type for lp, r for logsumexp."""
+    """Return the reduction and its parameter: norm_type for lp, r for logsumexp, …"""
     reduction = find(what.reduction)
     if reduction.parameter is None:
         return reduction, 1.0
-    name, value = reduction.parameter, what.parameter
-    if what.function == "pool" and isinstance(value, tuple):  # it takes both
-        value = dict(value)[name]
+    name = reduction.parameter
+    value = _parameter(what, name)
     p = number_argument(name, value, where)
+    holds, words = PARAMETERS[name]
+    if not holds(p):
+        raise ValueError(f"{name} must be {words}, got {shown(value)} ({where})")
     if reduction.name == "lp":
-        if not p > 0:
-            raise ValueError(f"norm_type must be > 0, got {shown(value)} ({where})")
         if p == math.inf:
             return LARGEST_MAGNITUDE, p
         return (SIGNED_LP if what.signed and p % 2 == 1 else reduction), p
-    if p in (math.inf, -math.inf, 0) or p != p:
-        raise ValueError(f"{name} must be finite and not 0, got {shown(value)} ({where})")
     return reduction, p
+
+
+def _parameter(what: Description, name: str) -> Any:
+    given = what.parameter
+    return dict(given)[name] if what.function == "pool" and isinstance(given, tuple) else given  # pool() takes them all
+
+
+def _ignored(what: Description, reduction: Reduction, where: str) -> tuple[int, ...]:
+    """Return the values that do not count."""
+    if reduction.name != "mode":
+        return ()
+    given = _parameter(what, "ignore")
+    if given is None:
+        return ()
+    values = given if isinstance(given, (tuple, list, np.ndarray)) else (given,)
+    for i, v in enumerate(values):
+        if isinstance(v, (bool, np.bool_)) or not hasattr(v, "__index__"):
+            raise TypeError(f"ignore[{i}] must be an int, got {v!r} of type {type(v).__name__} ({where})")
+    return tuple(v.__index__() for v in values)
 
 
 def _divisor(what: Description, reduction: Reduction, windows: Windows, floating: bool, where: str) -> Divisor | None:
@@ -358,15 +379,24 @@ def tensors() -> Any:
     return anypool.tensors
 
 
+def gathering() -> Any:
+    """Return the module that runs reductions which need whole windows."""
+    import anypool.gathering
+
+    return anypool.gathering
+
+
 def run(call: Call) -> Any:
     """Return the pooled array, or the pair (array, indices)."""
     if call.selection is not None:
         return selecting().run(call)
     x = call.x
     if type(x) is not np.ndarray:
-        return tensors().run(x, call.what, call.out)
+        return tensors().run(x, call.what, call.out, call.generator)
     problem = resolve(x, call.what)
     y = output(problem, x, call.out, 8 if problem.return_indices else 0)
+    if problem.reduction.function is not None:
+        return gathering().run(problem, call, y)
     backend, _ = select(problem.job, x)
     if problem.return_indices:
         indices = empty_like(y, np.dtype(np.int64), y.shape)
@@ -384,6 +414,8 @@ def _squeezed(problem: Problem, y: Array, out: Array | None) -> Array:
 
 def refuse_integers(problem: Problem, x: Array) -> None:
     """Refuse a gradient that there is none of."""
+    if problem.reduction.adjoint is None:
+        raise TypeError(f"vjp needs a reduction with a gradient, got {problem.reduction.name!r} (x: {x.shape})")
     if not is_float(x.dtype) or not is_float(problem.job.result):
         raise TypeError(f"vjp needs floating-point x and result, got {x.dtype} and {problem.job.result} (x: {x.shape})")
 
@@ -395,10 +427,13 @@ def differentiate(call: Call) -> tuple[Any, Callable[[Any], Array]]:
         return selected
     x = call.x
     if type(x) is not np.ndarray:
-        pulled: tuple[Any, Callable[[Any], Array]] = tensors().differentiate(x, call.what, call.out)
+        pulled: tuple[Any, Callable[[Any], Array]] = tensors().differentiate(x, call.what, call.out, call.generator)
         return pulled
     problem = resolve(x, call.what)
     refuse_integers(problem, x)
+    if problem.reduction.function is not None:
+        found: tuple[Any, Callable[[Any], Array]] = gathering().differentiate(problem, call)
+        return found
     result: Any
     reads: dict[str, Array] = {}  # what a gradient reads besides that of the result
     if problem.reduction.adjoint == "select":

@@ -2,7 +2,8 @@
 
 A reduction is a declaration: how an element is lifted into a state, how states merge, how a state becomes a result.
 States are tuples of arrays; the functions here work on NumPy arrays of any shape and are the definition. Backends may
-run the same names faster, and say so in ``supports``. Nothing here knows rank, layout, padding or backends.
+run the same names faster, and say so in ``supports``. A reduction that no small state can hold declares a function of
+whole windows instead (`anypool.window_functions`). Nothing here knows rank, layout, padding or backends.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anypool import window_functions as functions
 from anypool.arguments import dtype_argument, shown
+from anypool.window_functions import WindowFunction
 
 Array = npt.NDArray[Any]
 State = tuple[Array, ...]
@@ -87,6 +90,8 @@ def neutral(merge: str, lift: str, p: float, dtype: np.dtype[Any]) -> Any:
         return (dtype if is_float(dtype) else np.dtype(np.float64)).type(-math.inf if p > 0 else math.inf)
     if merge == "sum":
         return dtype.type(-0.0 if is_float(dtype) else 0)
+    if lift == "nonzero":
+        return dtype.type(merge == "min")
     return dtype.type(0) if lift == "absolute" else identity(merge, dtype)[0]
 
 
@@ -112,6 +117,7 @@ def scaled(factor: Array, exponent: Array) -> State:
 
 LIFTS: dict[str, Callable[[Array, float], State]] = {
     "none": lambda x, p: (x,),
+    "nonzero": lambda x, p: (x != 0,),
     "absolute": lambda x, p: (np.abs(x),),
     "power": lambda x, p: (_power(x, p),),
     "signed_power": lambda x, p: (np.copysign(_power(x, p), x),),
@@ -177,8 +183,9 @@ def finish_gradient(name: str, state: State, x: Array, p: float) -> Array:
 class Reduction:
     """One reduction. ``parameter`` names its number (an exponent or a sharpness), ``adjoint`` its gradient.
 
-    The adjoint is ``"select"`` (the winner takes the gradient) or a pair ``(lift, finish)``: the gradient of x is
-    ``finish(x) * sum over the windows that saw x of lift(gradient, y)``.
+    The adjoint is ``"select"`` (the winner takes the gradient), ``"function"`` (that of the window function), None (no
+    gradient) or a pair ``(lift, finish)``: the gradient of x is ``finish(x) * sum over the windows that saw x of
+    lift(gradient, y)``.
     """
 
     name: str
@@ -187,13 +194,21 @@ class Reduction:
     lift: str = "none"
     finish: str = "none"
     parameter: str | None = None
-    adjoint: str | tuple[str, str] = ("none", "none")
-    integers: str = "keep"  # integer input gives: "keep" the dtype, 64-bit "sum", or "float"
+    adjoint: str | tuple[str, str] | None = ("none", "none")
+    integers: str = "keep"  # integer input gives: "keep" the dtype, 64-bit "sum", or "float"; any input gives: "bool"
+    function: WindowFunction | None = None  # instead of merge, lift and finish
+    floats: bool = True  # whether it is defined for floats
 
     @property
     def selects(self) -> bool:
         """Whether the result is one of the inputs, so that it has an index."""
-        return self.merge in ("max", "min")
+        return self.adjoint == "select"
+
+
+def _of_windows(name: str, formula: str, function: WindowFunction, parameter: str | None = None, *,
+                integers: str = "float", floats: bool = True) -> Reduction:  # fmt: skip
+    adjoint = "select" if function.chooses else None if function.gradient is None else "function"
+    return Reduction(name, formula, "gather", "none", "none", parameter, adjoint, integers, function, floats)
 
 
 REDUCTIONS: dict[str, Reduction] = {
@@ -207,7 +222,24 @@ REDUCTIONS: dict[str, Reduction] = {
         Reduction(
             "logsumexp", "log(Σ exp(r x)) / r", "scaled_sum", "exp", "log", "r", ("over_exp", "times_exp"), "float"
         ),
+        Reduction("any", "∃ x ≠ 0", "max", "nonzero", adjoint=None, integers="bool"),
+        Reduction("all", "∀ x ≠ 0", "min", "nonzero", adjoint=None, integers="bool"),
+        _of_windows("median", "quantile(x, 1/2)", functions.MEDIAN),
+        _of_windows("quantile", "x at rank q (n - 1), interpolated", functions.QUANTILE, "q"),
+        _of_windows("mode", "the most frequent x", functions.MODE, integers="keep", floats=False),
+        _of_windows("std", "√(Σ (x - mean)² / (n - correction))", functions.DEVIATION, "correction"),
+        _of_windows("var", "Σ (x - mean)² / (n - correction)", functions.VARIANCE, "correction"),
+        _of_windows("softmax", "Σ x exp(r x) / Σ exp(r x)", functions.SOFTMAX, "r"),
+        _of_windows("stochastic", "x with probability x / Σ x", functions.STOCHASTIC, integers="keep"),
     )
+}
+
+# What holds for a parameter, and in words. Comparisons alone: a compiler may trace them with a number it does not know.
+PARAMETERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "norm_type": (lambda p: p > 0, "> 0"),
+    "r": (lambda r: -math.inf < r < math.inf and r != 0, "finite and not 0"),
+    "q": (lambda q: 0 <= q <= 1, "between 0 and 1"),
+    "correction": (lambda c: 0 <= c < math.inf, "finite and >= 0"),
 }
 
 # Not in the table, because each is another form of a reduction that is: p = inf, and PyTorch's lp for odd p.
@@ -267,7 +299,12 @@ def dtypes(reduction: Reduction, x: np.dtype[Any], wanted: Any, where: str) -> t
     """
     check_dtype(x, where)
     x = x.newbyteorder("=")
-    if is_float(x):
+    result: np.dtype[Any]
+    if not reduction.floats and is_float(x):
+        raise TypeError(f"x must be bool or integer for {reduction.name!r}, got dtype {x} ({where})")
+    if reduction.integers == "bool":
+        result = np.dtype(bool)
+    elif is_float(x):
         result = x
     elif reduction.integers == "float" or (reduction.finish == "divide" and x.kind == "b"):
         result = np.dtype(np.float64)
@@ -282,8 +319,12 @@ def dtypes(reduction: Reduction, x: np.dtype[Any], wanted: Any, where: str) -> t
         if not (is_float(wanted) or np.can_cast(result, wanted, "safe")):
             raise TypeError(f"dtype must be a float or hold every {result} value, got {wanted} ({where})")
         result = wanted
-    if reduction.merge == "scaled_sum":
+    if reduction.merge == "scaled_sum" or (reduction.function is not None and reduction.function.wide):
         return np.dtype(np.float64), result
+    if reduction.integers == "bool":
+        return np.dtype(bool), result
+    if reduction.function is not None:  # it compares inputs
+        return np.dtype(np.float32) if x.name in ("float16", "bfloat16") else x, result
     if reduction.integers == "float":  # powers need a float to be powers in
         return np.dtype(np.float64 if not is_float(x) or "float64" in (x.name, result.name) else np.float32), result
     if reduction.selects:

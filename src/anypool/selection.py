@@ -16,6 +16,7 @@ import numpy as np
 from anypool import operation
 from anypool.arguments import array_argument, flag_argument, number_argument, shown
 from anypool.backends import Array, Backend, Divisor, Pass, registry, select
+from anypool.backends.gathered import Source, pull
 from anypool.layouts import axis_order
 from anypool.memory import empty_like
 from anypool.operation import (
@@ -24,6 +25,7 @@ from anypool.operation import (
     Gradient,
     Problem,
     Selection,
+    gathering,
     output,
     pullback_of,
     refuse_integers,
@@ -388,13 +390,15 @@ def per_window(windows: Windows, axes: tuple[int, ...], ndim: int, rule: str) ->
 
 def run(call: Call) -> Any:
     """Return the pooled array, then the indices and the counts if they are asked for."""
-    x, what, out, given = call
+    x, what, out, given, generator = call
     assert given is not None
     if type(x) is not np.ndarray:
-        return tensors().select(x, what, given, out)
+        return tensors().selected(x, what, given, out, generator)
     x, problem, selected = _selected(x, what, given, "index")
     if selected.plain:
-        return operation.run(Call(x, what, out))
+        return operation.run(Call(x, what, out, generator=generator))
+    if problem.reduction.function is not None:
+        return _gathered(selected, x, out, gathering().drawn(problem, generator))
     y, codes, valid = _allocated(selected, x, out, _COUNT if problem.return_indices else None)
     selected.forward(x, y, codes, valid)
     return _results(problem, out, y, codes, valid)
@@ -425,15 +429,17 @@ def _results(problem: Problem, out: Array | None, y: Array, *others: Array | Non
 
 def differentiate(call: Call) -> tuple[Any, Callable[..., Any]]:
     """Return (result, pullback)."""
-    x, what, out, given = call
+    x, what, out, given, generator = call
     assert given is not None
     if type(x) is not np.ndarray:
-        pulled: tuple[Any, Callable[..., Any]] = tensors().pulled(tensors().select, x, what, given, out)
+        pulled: tuple[Any, Callable[..., Any]] = tensors().pulled(tensors().selected, x, what, given, out, generator)
         return pulled
     x, problem, selected = _selected(x, what, given, "offset")
     if selected.plain:
-        return operation.differentiate(Call(x, what, out))
+        return operation.differentiate(Call(x, what, out, generator=generator))
     refuse_integers(problem, x)
+    if problem.reduction.function is not None:
+        return _gathered_gradient(selected, x, out, gathering().drawn(problem, generator))
     selects = problem.reduction.adjoint == "select"
     y, codes, valid = _allocated(selected, x, out, problem.coded.code_dtype() if selects else None)
     accumulator = problem.job.accumulator
@@ -450,6 +456,44 @@ def differentiate(call: Call) -> tuple[Any, Callable[..., Any]]:
         Selected(exact, x, given, None).forward(x, aux, None, None)
     gradient = _sum_gradient(selected, x, aux, by)
     return result, pullback_of(x, y.squeeze(problem.squeeze), gradient, x=x)
+
+
+def _source(selected: Selected, x: Array) -> Source:
+    mask = None if selected.mask is None else np.broadcast_to(selected.mask, x.shape)
+    return Source(x, mask, selected.omit)
+
+
+def _gathered(selected: Selected, x: Array, out: Array | None, draws: Array | None) -> Any:
+    """Pool by a function of whole windows, which takes what counts with the rest."""
+    problem = selected.problem
+    select(problem.job, x)  # a backend that was asked for may be one that cannot
+    y = output(problem, x, out, 24, mask=selected.mask)
+    codes = empty_like(y, _COUNT, y.shape) if problem.return_indices else None
+    n = gathering().pool(problem, _source(selected, x), y, codes=codes, draws=draws, empty=selected.empty)
+    return _results(problem, out, y, codes, n if selected.return_valid else None)
+
+
+def _gathered_gradient(selected: Selected, x: Array, out: Array | None,
+                       draws: Array | None) -> tuple[Any, Callable[..., Any]]:  # fmt: skip
+    problem, source = selected.problem, _source(selected, x)
+    result = _gathered(selected, x, out, draws)
+    if not problem.reduction.selects:
+        return result, pullback_of(x, _first(result), lambda g, grad_x: pull(problem.job, g, source, grad_x), x=x)
+    y = empty_like(x, problem.job.result, problem.shape)
+    codes = empty_like(y, problem.coded.code_dtype(), y.shape)
+    some = gathering().pool(problem, source, y, codes=codes, draws=draws, as_offsets=True, empty=selected.empty) > 0
+    job = gathering().chosen(problem)
+
+    def gradient(g: Array, grad_x: Array) -> None:
+        g = np.where(some, g, g.dtype.type(0))
+        backend(selected.windows, job, g).select_backward(job, g, codes, grad_x)
+
+    return result, pullback_of(x, _first(result), gradient)
+
+
+def _first(result: Any) -> Array:
+    array: Array = result[0] if isinstance(result, tuple) else result
+    return array
 
 
 def _select_gradient(selected: Selected, x: Array, codes: Array, by: Array) -> Gradient:

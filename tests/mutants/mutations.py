@@ -27,6 +27,8 @@ class Mutation:
 WINDOWS = "anypool/windows.py"
 REDUCTIONS = "anypool/reductions.py"
 OPERATION = "anypool/operation.py"
+FUNCTIONS = "anypool/window_functions.py"
+GATHERED = "anypool/backends/gathered.py"
 SPEC = "anypool/tensors/spec.py"
 CODES = "anypool/tensors/codes.py"
 IN_TORCH = "anypool/backends/torch.py"
@@ -52,6 +54,10 @@ GRADIENTS = tuple(
 )
 
 TOKENS = ("tests/test_tokens.py",)
+TIED_MEDIAN = ("tests/test_window_reductions.py::test_gradients_of_ties",)
+MODES = ("tests/test_window_reductions.py::test_like_numpy",)
+MOMENTS = ("tests/test_window_reductions.py::test_windows[std-2-channels_first]",)
+PIECES = ("tests/test_window_reductions.py::test_pieces_do_not_matter[std]",)
 MUTATIONS = (
     Mutation("the largest adaptive bin too small", SPEC, "1 if out % rest == 0 else 2", "1 if rest else 2", WINNERS),
     Mutation("winners forget dilation", CODES, "* i], spec.dilation[i]", "* i], 1", WINNERS),
@@ -109,5 +115,12 @@ MUTATIONS = (
              "+ 0x7fffu + ((u >> 16) & 1)) >> 16", ") >> 16", HALVES),
     Mutation("native: windows reach past the end", "native/geometry.hpp",
              "n_in - start : (n_in - 1 - start) / step + 1", "n_in - start : (n_in - 1 - start) / step", LAWS),
+    Mutation("the median's gradient goes to the first of equals", FUNCTIONS,
+             "== (place - before + 1)", "== (0 * place + 1)", TIED_MEDIAN),
+    Mutation("a mode takes the largest of several", FUNCTIONS, "np.argmax(lengths, axis=1)",
+             "lengths.shape[1] - 1 - np.argmax(lengths[:, ::-1], axis=1)", MODES),
+    Mutation("padding counts in a std", FUNCTIONS, "first[..., None], 0.0)", "first[..., None], -first[..., None])",
+             MOMENTS),
+    Mutation("a gradient's pieces forget what they share", GATHERED, "if known > seen.start:", "if False:", PIECES),
     Mutation("gradient of max|x| loses signs", OPERATION, "grad_x *= signs", "pass", GRADIENTS),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from anypool.window_functions import WindowFunction
 from anypool.windows import Ints, Windows
 
 Array = npt.NDArray[Any]
@@ -49,7 +50,14 @@ class Pass:
     result: np.dtype[Any]
     divisor: Divisor | None = None
     codes: str | None = None  # also give each winner's "index" (flat in the pooled axes) or "offset" (in its window)
+    function: WindowFunction | None = None  # what makes results of whole windows, instead of merge, lift and finish
+    ignore: tuple[int, ...] = ()  # values that do not count, of a pass with such a function
     compiled: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # a backend's own, by strides
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Taps of the largest window on each axis."""
+        return tuple(a.kernel for a in self.windows.axes)
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the result for an input of this shape."""

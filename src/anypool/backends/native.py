@@ -103,6 +103,8 @@ def _reason_against(job: Pass, x: Array) -> str | None:
     """Return why no array of this shape and dtype can be pooled here, or None."""
     if not _native.isa():
         return f"no kernels for this CPU or ANYPOOL_ISA; built: {', '.join(_native.isa_built())}"
+    if job.function is not None:
+        return "a reduction that needs every input of a window at once"
     if len(job.axes) > 3:
         return f"more than 3 pooled axes ({len(job.axes)})"
     if job.merge not in _MERGES or job.lift not in _LIFTS or job.finish not in _FINISHES:

@@ -1,7 +1,7 @@
 """The reference backend: NumPy, one axis after the other, in the order of summation that defines the results.
 
-It runs everything and is there to be read. Memory beyond the output is bounded by working through the leading axes
-in pieces.
+It runs everything and is there to be read; reductions that need whole windows are in `anypool.backends.gathered`.
+Memory beyond the output is bounded by working through the leading axes in pieces.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Reference:
         return None
 
     def describe(self, job: Pass, x: Array) -> dict[str, Any]:
-        return {"kernel": f"{job.lift}+{job.merge}+{job.finish}", "isa": "NumPy", "threads": 1}
+        kernel = f"{job.lift}+{job.merge}+{job.finish}" if job.function is None else "gathered windows"
+        return {"kernel": kernel, "isa": "NumPy", "threads": 1}
 
     def run(self, job: Pass, x: Array, out: Array, codes: Array | None = None, aux: Array | None = None,
             post: Array | None = None) -> None:  # fmt: skip

@@ -23,13 +23,25 @@ OPTION_OF = {
     "axes": "--axes",
     "norm_type": "--norm-type",
     "r": "--r",
+    "q": "--q",
+    "correction": "--correction",
+    "ignore": "--ignore",
+    "generator": "--seed",
     "ceil_mode": "--ceil",
     "count_include_pad": "--count-include-pad",
     "dtype": "--dtype",
     "x": "IN",
 }
 # Options only some operations have; given with another they would be silently ignored, so they are refused.
-BELONGS_TO = {"norm_type": ("lp",), "r": ("logsumexp",), "count_include_pad": ("mean", "avg")}
+BELONGS_TO = {
+    "norm_type": ("lp",),
+    "r": ("logsumexp", "softmax"),
+    "q": ("quantile",),
+    "correction": ("std", "var"),
+    "ignore": ("mode",),
+    "seed": ("stochastic",),
+    "count_include_pad": ("mean", "avg"),
+}
 
 Size = int | tuple[int, ...]
 
@@ -108,18 +120,28 @@ def pooled_axes(text: str | None, kernel: Size, source: Source) -> tuple[int, ..
     return found
 
 
-def operation_options(op: str, norm_type: str | None, r: str | None, count_include_pad: bool | None) -> dict[str, Any]:
-    """Check the operation's name and the options that belong to one operation only."""
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """`255` or `0,255`."""
+    if not re.fullmatch(r"-?\d+(,-?\d+)*", text):
+        raise InputError(f"{option} must be a list of whole numbers like 0,255, got {text!r}")
+    return tuple(int(part) for part in text.split(","))
+
+
+READ = {"ignore": whole_numbers, "norm_type": number, "r": number, "q": number, "correction": number}
+
+
+def operation_options(op: str, **given: Any) -> dict[str, Any]:
+    """Check the operation's name and the options that belong to one operation only; None is one that was not given."""
     if op not in OPERATIONS:
         raise InputError(f"--op must be one of {', '.join(OPERATIONS)}, got {op!r}")
     found: dict[str, Any] = {}
-    if norm_type is not None:
-        found["norm_type"] = number("--norm-type", norm_type)
-    if r is not None:
-        found["r"] = number("--r", r)
-    if count_include_pad is not None:
-        found["count_include_pad"] = count_include_pad
-    for name in found:
+    for name, value in given.items():
+        if value is None:
+            continue
+        option = OPTION_OF.get(name, f"--{name}")
         if op not in BELONGS_TO[name]:
-            raise InputError(f"{OPTION_OF[name]} is an option of --op {BELONGS_TO[name][0]}, got --op {op}")
+            raise InputError(f"{option} is an option of --op {BELONGS_TO[name][0]}, got --op {op}")
+        found[name] = READ[name](option, value) if name in READ else value
+    if op in BELONGS_TO["seed"] and "seed" not in found:
+        raise InputError(f"--op {op} draws at random and needs a --seed")
     return found

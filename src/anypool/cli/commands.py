@@ -38,7 +38,13 @@ Axes = Annotated[
     typer.Option(metavar="LIST", help="Axes to pool, as 0,1; default height and width, or an array's last two."),
 ]
 NormType = Annotated[str | None, typer.Option(metavar="P", help="The p of lp; default 2; inf is max |x|.")]
-Sharpness = Annotated[str | None, typer.Option("--r", metavar="R", help="The sharpness of logsumexp; default 1.")]
+Sharpness = Annotated[
+    str | None, typer.Option("--r", metavar="R", help="The sharpness of logsumexp and softmax; default 1.")
+]
+Quantile = Annotated[str | None, typer.Option("--q", metavar="Q", help="Which quantile, from 0 to 1.")]
+Correction = Annotated[str | None, typer.Option(metavar="C", help="std and var divide by n - C; default 0.")]
+Ignore = Annotated[str | None, typer.Option(metavar="LIST", help="Values that mode does not count, as 0,255.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Of the draws of stochastic, which needs one.")]
 IncludePad = Annotated[bool | None, typer.Option(help="Whether a mean counts padding as zeros; default yes.")]
 Dtype = Annotated[str | None, typer.Option(metavar="NAME", help="Dtype of the result, as float32.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -98,6 +104,10 @@ def pool(
     axes: Axes = None,
     norm_type: NormType = None,
     r: Sharpness = None,
+    q: Quantile = None,
+    correction: Correction = None,
+    ignore: Ignore = None,
+    seed: Seed = None,
     count_include_pad: IncludePad = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -114,7 +124,16 @@ def pool(
         "dilation": arguments.sizes("--dilation", dilation),
         "ceil_mode": ceil,
         "dtype": None if dtype is None else arguments.dtype_named(dtype),
-        **arguments.operation_options(op, norm_type, r, count_include_pad),
+        **arguments.operation_options(
+            op,
+            norm_type=norm_type,
+            r=r,
+            q=q,
+            correction=correction,
+            ignore=ignore,
+            seed=seed,
+            count_include_pad=count_include_pad,
+        ),
     }
     target, figure = _outputs(source_path, target_path, show)
     source = files.read(source_path)
@@ -257,20 +276,25 @@ def _pool(
     source: Source, target: Path, figure: Path | None, op: str, kernel: arguments.Size, options: dict[str, Any]
 ) -> dict[str, Any]:
     x = source.array
+    named = {name: value for name, value in options.items() if name != "seed"}
+
+    def pooled(out: Array | None = None) -> Array:
+        generator = np.random.default_rng(options["seed"]) if "seed" in options else None
+        y: Array = ap.pool(x, op, kernel, out=out, generator=generator, **named)
+        return y
+
     try:
-        plan = ap.explain(ap.pool, x, op, kernel, **options)
+        plan = ap.explain(ap.pool, x, op, kernel, **named)
         if target.suffix.lower() in files.IMAGE_FORMATS:  # refused here, before the work
             files.image_mode(np.dtype(plan.result_dtype), tuple(plan.output_shape), source, target)
         if figure is not None and 0 in plan.output_shape:
             raise InputError(f"--show has nothing to draw, the result is {tuple(plan.output_shape)}: {figure}")
         start = time.perf_counter()
-        y: Array = ap.pool(x, op, kernel, **options)
+        y = pooled()
         first = time.perf_counter() - start
     except (ValueError, TypeError, NotImplementedError) as error:
         raise InputError(arguments.with_option_names(str(error))) from None
-    speed = timing.measure(
-        lambda: ap.pool(x, op, kernel, **{**options, "out": y}), first, plan.bytes_moved, plan.threads
-    )
+    speed = timing.measure(lambda: pooled(y), first, plan.bytes_moved, plan.threads)
     title = _title(op, kernel, options, x.ndim)
     with files.replacing(target, *([figure] if figure else [])) as written:
         files.write(written[0], target, y, source)
@@ -330,8 +354,10 @@ def _title(op: str, kernel: arguments.Size, options: dict[str, Any], rank: int) 
     ]
     if options["ceil_mode"]:
         parts.append("ceil")
-    names = {"norm_type": "p", "r": "r"}
+    names = {"norm_type": "p", "r": "r", "q": "q", "correction": "correction", "seed": "seed"}
     parts += [f"{short} = {options[name]}" for name, short in names.items() if name in options]
+    if "ignore" in options:
+        parts.append(f"ignoring {', '.join(map(str, options['ignore']))}")
     if not options.get("count_include_pad", True):
         parts.append("padding not counted")
     return ", ".join(parts)

@@ -20,11 +20,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from anypool import fractional as fractional_pooling
 from anypool import limits, operation, unpooling
 from anypool.arguments import flag_argument, shown
-from anypool.backends import asked_for, native
+from anypool.backends import asked_for, native, select
 from anypool.backends import torch as reference
 from anypool.operation import Description, Problem, resolve
 from anypool.operation import overlap as _overlap
-from anypool.tensors import autograd, kernels
+from anypool.reductions import find
+from anypool.tensors import autograd, gathered, kernels
 from anypool.tensors.codes import flat_indices
 from anypool.tensors.plain import PLAIN, is_plain
 from anypool.tensors.pytorch import ORIGINALS, Own, own
@@ -109,7 +110,7 @@ def quick(build: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     call = _calls.get(key)
     if call is None:
         built = build(*args, **kwargs)
-        if built.selection is not None:
+        if built.selection is not None or gathered.needs_whole_windows(built.what) or _of_nonzero(x, built.what):
             return NotImplemented
         call = _remember(key, Call(x, built.what))
     return _pooled(x, call, None)
@@ -140,10 +141,19 @@ def _pooled(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
     return y
 
 
-def run(x: torch.Tensor, what: Description, out: torch.Tensor | None = None) -> Any:
+def _of_nonzero(x: torch.Tensor, what: Description) -> bool:
+    """Return whether it is `x != 0` that is pooled."""
+    return what.reduction in ("any", "all") and x.dtype is not torch.bool
+
+
+def run(x: torch.Tensor, what: Description, out: torch.Tensor | None = None, generator: Any = None) -> Any:
     """Return the pooled tensor, or the pair (tensor, indices)."""
     if has_torch_function_unary(x):
-        return handle_torch_function(run, (x,), x, what, out)
+        return handle_torch_function(run, (x,), x, what, out, generator)
+    if _of_nonzero(x, what):
+        return run(x != 0, what, out)
+    if gathered.needs_whole_windows(what):
+        return _gathered(x, what, out, generator)
     if torch.compiler.is_compiling():
         return _operators(x, what, "x: a tensor that is traced")
     if _keys(x).raw_repr() not in PLAIN or _modes() or _tracing() is not None:
@@ -180,26 +190,42 @@ def _recorded(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
     return y if len(call.final) == len(call.plan.shape) else y.reshape(call.final)
 
 
+def _gathered(x: torch.Tensor, what: Description, out: torch.Tensor | None, generator: Any) -> Any:
+    """Pool by a reduction that needs whole windows."""
+    what = _with_numpy_dtype(what)
+    if out is not None:
+        _, problem = gathered.problem_of(x, what)
+        if x.requires_grad and _records():
+            raise ValueError(f"out must not be given where a gradient is recorded (x: {tuple(x.shape)})")
+        _check_out(x, out, problem.shape, TORCH[problem.job.result.name])
+    y, indices = gathered.run(x, what, generator)
+    y = y if out is None else out.copy_(y)
+    return y if indices is None else (y, indices)
+
+
 def _into(x: torch.Tensor, call: Call, out: torch.Tensor) -> Any:
     """Pool into memory of the caller's."""
-    if not isinstance(out, torch.Tensor):
-        raise TypeError(f"out must be a tensor as x is, got {type(out).__name__} (x: {tuple(x.shape)})")
-    dtype = call.plan.dtype
-    if tuple(out.shape) != call.final or out.dtype != dtype or _keys(out).raw_repr() not in PLAIN:
-        raise ValueError(
-            f"out must be a tensor of shape {call.final} and dtype {dtype} on the CPU, "
-            f"got {tuple(out.shape)}, {out.dtype}, {out.device} (x: {tuple(x.shape)})"
-        )
-    if out.requires_grad and _records():
-        raise ValueError(f"out must not require a gradient (x: {tuple(x.shape)})")
-    if torch._debug_has_internal_overlap(out) == 1 or _overlap(_as_numpy(x), _as_numpy(out)):
-        raise ValueError(f"out must not overlap x or itself (x: {tuple(x.shape)})")
+    _check_out(x, out, call.final, call.plan.dtype)
     if call.indices:
         y, indices = _plainly(x, call)
         return out.copy_(y), indices
     if out.stride() == call.plan.strides and not out.data_ptr() % out.element_size():
         return call.plan(x, out)
     return out.copy_(_plainly(x, call))
+
+
+def _check_out(x: torch.Tensor, out: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out must be a tensor as x is, got {type(out).__name__} (x: {tuple(x.shape)})")
+    if tuple(out.shape) != shape or out.dtype != dtype or _keys(out).raw_repr() not in PLAIN:
+        raise ValueError(
+            f"out must be a tensor of shape {shape} and dtype {dtype} on the CPU, "
+            f"got {tuple(out.shape)}, {out.dtype}, {out.device} (x: {tuple(x.shape)})"
+        )
+    if out.requires_grad and _records():
+        raise ValueError(f"out must not require a gradient (x: {tuple(x.shape)})")
+    if torch._debug_has_internal_overlap(out) == 1 or _overlap(_as_numpy(x), _as_numpy(out)):
+        raise ValueError(f"out must not overlap x or itself (x: {tuple(x.shape)})")
 
 
 def _as_numpy(x: torch.Tensor) -> Any:
@@ -287,9 +313,13 @@ def _squeezed(y: Any, what: Description, spec: Spec) -> Any:
 # ---- gradients without a graph, and the functions that are PyTorch's own ---------------------------------------------
 
 
-def differentiate(x: torch.Tensor, what: Description, out: Any) -> tuple[Any, Callable[[Any], torch.Tensor]]:
+def differentiate(x: torch.Tensor, what: Description, out: Any,
+                  generator: Any = None) -> tuple[Any, Callable[[Any], torch.Tensor]]:  # fmt: skip
     """Return (result, pullback), by autograd."""
-    return pulled(run, x, what, out)
+    reduction = find(what.reduction)
+    if reduction.adjoint is None:
+        raise TypeError(f"vjp needs a reduction with a gradient, got {reduction.name!r} (x: {tuple(x.shape)})")
+    return pulled(run, x, what, out, generator)
 
 
 def pulled(function: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
@@ -320,11 +350,12 @@ def pulled(function: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: 
     return (y.detach(), *others) if others else y.detach(), pullback
 
 
-def select(x: torch.Tensor, what: Description, given: operation.Selection, out: torch.Tensor | None = None) -> Any:
+def selected(x: torch.Tensor, what: Description, given: operation.Selection, out: torch.Tensor | None = None,
+             generator: Any = None) -> Any:  # fmt: skip
     """Pool the inputs that count."""
     from anypool.tensors import selection
 
-    return selection.run(x, what, given, out)
+    return selection.run(x, what, given, out, generator)
 
 
 def unpool(rank: int, x: torch.Tensor, indices: Any, kernel_size: Any, stride: Any, padding: Any, size: Any) -> Any:
@@ -377,6 +408,12 @@ def fractional(rank: int, x: torch.Tensor, kernel_size: Any, output_size: Any, o
 def plan_of(x: torch.Tensor, what: Description) -> tuple[str, dict[str, Any], list[str]]:
     """Return the backend that would run, its own words about it, and why it is not one before it."""
     device = f"{x.device.type}"
+    if _of_nonzero(x, what):
+        return plan_of(torch.empty_like(x, dtype=torch.bool), what)
+    if gathered.needs_whole_windows(what):
+        at, problem = gathered.problem_of(x, _with_numpy_dtype(what))
+        backend, reasons = select(problem.job, at)  # type: ignore[arg-type]
+        return backend.name, backend.describe(problem.job, at), reasons  # type: ignore[arg-type]
     if _keys(x).raw_repr() in PLAIN:
         call = Call(x, what)
         if call.autocast and torch.is_autocast_enabled("cpu"):

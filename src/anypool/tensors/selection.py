@@ -15,21 +15,22 @@ from anypool import selection, tensors
 from anypool.arguments import flag_argument
 from anypool.backends import torch as reference
 from anypool.operation import Call, Description, Problem, Selection
-from anypool.reductions import neutral
+from anypool.reductions import find, neutral
 from anypool.tensors.plain import is_plain
 from anypool.tensors.spec import NUMPY, TORCH, memory_of
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
-def run(x: torch.Tensor, what: Description, given: Selection, out: torch.Tensor | None) -> Any:
+def run(x: torch.Tensor, what: Description, given: Selection, out: torch.Tensor | None, generator: Any) -> Any:
     """Return the pooled tensor, then the indices and the counts if they are asked for."""
     others = [a for a in (given.mask, given.weights) if isinstance(a, torch.Tensor)]
     where = f"x: {tuple(x.shape)}"
     for name, a in (("mask", given.mask), ("weights", given.weights)):
         if isinstance(a, torch.Tensor) and a.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {a.device} ({where})")
-    recorded = torch.is_grad_enabled() and any(a.requires_grad for a in (x, *others))
+    reduction = find(what.reduction)
+    recorded = torch.is_grad_enabled() and any(a.requires_grad for a in (x, *others)) and reduction.adjoint is not None
     if not x.is_floating_point():
         if not is_plain(x):
             raise NotImplementedError(f"mask, nan and empty need floating-point tensors on {x.device}, got {x.dtype}")
@@ -39,12 +40,17 @@ def run(x: torch.Tensor, what: Description, given: Selection, out: torch.Tensor 
     if not recorded and all(a is not NotImplemented for a in arrays):
         array, mask, weights, into = arrays
         named = what._replace(dtype=NUMPY.get(what.dtype, what.dtype))
-        result = selection.run(Call(array, named, into, given._replace(mask=mask, weights=weights)))
+        result = selection.run(Call(array, named, into, given._replace(mask=mask, weights=weights), generator))
         parts = result if isinstance(result, tuple) else (result,)
         found = tuple(out if p is into and out is not None else torch.from_numpy(p) for p in parts)
         return found if isinstance(result, tuple) else found[0]
     if out is not None:
         raise ValueError(f"out needs plain tensors that record no gradient ({where})")
+    if reduction.function is not None or reduction.adjoint is None:
+        raise NotImplementedError(
+            f"{reduction.name!r} with mask, nan or empty needs plain tensors of the CPU that record no gradient, of a "
+            f"dtype that NumPy has ({where})"
+        )
     return _composed(x, what, given)
 
 
