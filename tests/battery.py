@@ -133,7 +133,13 @@ def named() -> dict[str, str]:
         for dtype in cases.FLOATS:
             x = cases.plain(shape, cases.dtype_of(dtype))
             y, places = getattr(ap, f"max_pool{rank}d")(x, 2, return_indices=True)
+            mask = np.random.default_rng(rank).random(x.shape) < 0.6
+            selected = {"mask": mask, "nan": "omit", "return_valid": True}
             found |= {
+                f"max_pool{rank}d, masked {dtype}": pulled(
+                    getattr(ap, f"max_pool{rank}d"), x, 3, 2, 1, return_indices=True, **selected
+                ),
+                f"avg_pool{rank}d, masked {dtype}": pulled(getattr(ap, f"avg_pool{rank}d"), x, 3, 2, 1, **selected),
                 f"max_pool{rank}d {dtype}": pulled(getattr(ap, f"max_pool{rank}d"), x, 3, 2, 1, return_indices=True),
                 f"avg_pool{rank}d {dtype}": pulled(
                     getattr(ap, f"avg_pool{rank}d"), x, 3, 2, 1, count_include_pad=False
