@@ -230,3 +230,23 @@ def test_offsets_whose_differences_leave_64_bits(offsets):
     """Differences wrapped around to lengths that looked right, and memory far away was read."""
     with pytest.raises(ValueError, match="offsets must not fall"):
         ap.pool_tokens(np.ones((7, 4)), "mean", offsets=offsets)
+
+
+def test_values_that_a_dtype_cannot_hold_are_infinite_without_a_word(backend):
+    assert ap.avg_pool1d(np.zeros((1, 0), np.float16), 1, empty=0, mask=np.zeros((1, 0), bool), padding=1).shape == (
+        1,
+        2,
+    )
+    y = ap.avg_pool1d(np.zeros((1, 2), np.float16), 2, mask=[False, False], empty=2**31)
+    assert np.isposinf(y).all()
+    x, query = np.full((1, 3, 2), 1.0), np.full(2, np.inf)
+    assert np.isnan(ap.attention_pool(x, query, scale=0.0)).all()
+    y, _ = ap.vjp(ap.attention_pool, np.ones((1, 3, 2), np.float16), np.ones(2, np.float16), lengths=[0], empty=2**63)
+    assert np.isposinf(y).all()
+    _, pullback = ap.vjp(ap.pool_tokens, np.full((1, 3, 2), 6e4, np.float16), ["max", "sum"])
+    assert pullback(np.ones((1, 4), np.float16)).shape == (1, 3, 2)
+
+
+def test_complex_numbers_with_weights_are_refused():
+    with pytest.raises(TypeError, match="x must be bool, integer"):
+        ap.avg_pool1d(np.ones((1, 4), complex), 2, weights=np.ones(4))

@@ -266,7 +266,7 @@ def test_weights_need_a_sum():
         ap.pool(np.ones(4), "max", 2, weights=np.ones(4))
 
 
-@pytest.mark.parametrize("empty", [0.5, 300, -1, np.nan, np.inf])
+@pytest.mark.parametrize("empty", [0.5, 300, -1, np.nan, np.inf, np.float16(np.nan), np.float16(300), np.int8(-1)])
 def test_a_value_for_nothing_that_the_dtype_has_not(empty):
     with pytest.raises(ValueError, match=r"empty must be a value of uint8, got"):
         ap.max_pool1d(np.ones((1, 2, 4), np.uint8), 2, empty=empty, mask=np.ones(4, bool))

@@ -65,7 +65,8 @@ def attention_call(x: Any, query: Any, *, values: Any = None, scale: Any = None,
                 f"got {other.where} {other.dtype} ({where})"
             )
     wide = tokens_native.sum_dtype(matrix.dtype)
-    scaled = np.ascontiguousarray(np.atleast_2d(asked).astype(wide) * wide.type(factor))
+    with np.errstate(all="ignore"):
+        scaled = np.ascontiguousarray(np.atleast_2d(asked).astype(wide) * wide.type(factor))
     return AttentionCall(matrix, other, values is not None, runs_of(matrix, **layout), scaled, factor, asked.ndim == 1,
                          empty_value(empty, where), result_dtype(_SUM, matrix.dtype, dtype, where))  # fmt: skip
 
@@ -155,7 +156,8 @@ def attend_known(call: AttentionCall) -> tuple[Array, Array, Array]:
     wide = tokens_native.sum_dtype(call.matrix.dtype)
     total = np.empty((len(call.runs.bounds) - 1, len(call.query)))
     exact = attend(call, np.promote_types(wide, call.result) if call.result != wide else wide, total)
-    return exact.astype(call.result, copy=False), exact, total
+    with np.errstate(over="ignore"):
+        return exact.astype(call.result, copy=False), exact, total
 
 
 def attention_gradient(call: AttentionCall, exact: Array, total: Array, grad: Array, out: Array,

@@ -32,7 +32,7 @@ from anypool.operation import (
     resolve,
     tensors,
 )
-from anypool.reductions import divide_half_even, is_float, neutral
+from anypool.reductions import check_dtype, divide_half_even, is_float, neutral
 from anypool.windows import Windows
 
 PIECE = 1 << 22  # bytes of the input taken at once: they stay in a core's cache from one pass to the next
@@ -157,7 +157,9 @@ class Selected:
         if not (dtype.kind == "b" and isinstance(value, (bool, np.bool_))):
             number_argument("empty", value, self.where)
         if is_float(dtype):
-            return dtype.type(value)
+            with np.errstate(over="ignore"):
+                return dtype.type(value)
+        value = value.item() if isinstance(value, np.generic) else value  # NumPy would compare in the type of the value
         low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         if not (low <= value <= high and int(value) == value):
             raise ValueError(f"empty must be a value of {dtype}, got {shown(value)} ({self.where})")
@@ -405,6 +407,7 @@ def run(call: Call) -> Any:
 
 
 def _selected(x: Array, what: Description, given: Selection, codes: str | None) -> tuple[Array, Problem, Selected]:
+    check_dtype(x.dtype, f"x: {x.shape}")
     if given.weights is not None and not is_float(x.dtype):
         x = x.astype(np.float64)  # there are no weighted integers
     problem = resolve(x, what)

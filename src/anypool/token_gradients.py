@@ -72,7 +72,8 @@ def run_known(call: TokenCall) -> tuple[Array, Known]:
     width = len(call.terms) * call.matrix.dim
     of_terms = y[:, :width]
     known = Known(of_terms, winners[: len(call.terms)], y[:, width:] if deviating else None)
-    return of_terms.astype(call.result, copy=False), known
+    with np.errstate(over="ignore"):
+        return of_terms.astype(call.result, copy=False), known
 
 
 def gifts(

@@ -149,6 +149,22 @@ class Maker:
             found["ceil_mode"] = True
         return found
 
+    def selected(self, x: np.ndarray, *, weighs: bool) -> dict[str, Any]:
+        """What counts: a mask that may be broadcast, NaNs left out, weights, values for empty windows."""
+        shape = tuple(1 if self.chance(0.3) else n for n in x.shape)
+        found: dict[str, Any] = {}
+        if self.chance(0.7):
+            found["mask"] = self.rng.random(shape) < self.one_of((0.05, 0.5, 0.95))
+        if self.chance(0.3):
+            found["nan"] = "omit"
+        if self.chance(0.7):
+            found["empty"] = self.number_in(0, 1)
+        if self.chance(0.3):
+            found["return_valid"] = True
+        if weighs and self.chance(0.3):
+            found["weights"] = self.rng.integers(1, 5, shape).astype(np.float64)
+        return found
+
     # ---- the families of functions: (name, arguments, keywords, whether nothing is rounded)
 
     def windowed(self, name: str) -> tuple[list[Any], dict[str, Any], bool]:
@@ -183,6 +199,8 @@ class Maker:
             kwargs["data_format"] = "channels_last"
         if self.chance(0.1):
             kwargs["dtype"] = self.one_of(("float32", "float64", "float16", "int64"))
+        if self.chance(0.3):
+            kwargs |= self.selected(x, weighs=reduction in ("sum", "mean"))
         return args, kwargs, reduction in ("max", "min") or (whole and reduction in ("sum", "mean"))
 
     def unpool(self, name: str) -> tuple[list[Any], dict[str, Any], bool]:
