@@ -323,10 +323,11 @@ def output(problem: Problem, x: Array, out: Array | None, codes: int, **read: Ar
 
 def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], **read: Array | None) -> None:
     """Refuse an ``out`` that a result cannot be written into, or that overlaps an array which is still to be read."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
-    if isinstance(out, np.ma.MaskedArray):
-        raise TypeError(f"out must not be a masked array: its mask would be ignored (its shape: {out.shape})")
+    if type(out) is not np.ndarray:
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+        if isinstance(out, np.ma.MaskedArray):
+            raise TypeError(f"out must not be a masked array: its mask would be ignored (its shape: {out.shape})")
     if out.shape != shape or out.dtype != dtype:
         raise ValueError(f"out must have shape {shape} and dtype {dtype}, got {out.shape} and {out.dtype}")
     flags = out.flags
