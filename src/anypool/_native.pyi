@@ -10,9 +10,9 @@ def token_gradient(shape: Sequence[int], runs: Sequence[int], arrays: Sequence[i
 def token_dots(shape: Sequence[int], runs: Sequence[int], arrays: Sequence[int]) -> None: ...
 
 class Recipe:
-    def __init__(self, choices: Sequence[int], divisor_value: float, p: float, axes: Sequence[Sequence[int]], forward_axes: Sequence[Sequence[int]], outer: Sequence[int], inner: int, strides: Sequence[Sequence[int]], backward: bool) -> None: ...
+    def __init__(self, choices: Sequence[int], divisor_value: float, p: float, axes: Sequence[Sequence[int]], forward_axes: Sequence[Sequence[int]], outer: Sequence[int], inner: int, strides: Sequence[Sequence[int]], backward: bool, masking: Sequence[int] = []) -> None: ...
 
-    def run(self, x: object, y: object, code: object | None = None, aux: object | None = None, post: object | None = None) -> None:
+    def run(self, x: object, y: object, code: object | None = None, aux: object | None = None, post: object | None = None, empty: int = 0) -> None:
         """
         Run on ndarrays, or the addresses of elements, of the shapes and strides the recipe was made for.
         """

@@ -147,7 +147,7 @@ class Selected:
         sizes: list[int] = list(array.shape)
         for axis in self.axes:
             sizes[axis] = x.shape[axis]
-        return np.broadcast_to(array, sizes)
+        return array if array.shape == tuple(sizes) else np.broadcast_to(array, sizes)
 
     def _empty(self, value: Any) -> Any:
         """Return the value of an empty window in the dtype of the result; None where there is none."""
@@ -263,6 +263,8 @@ class Selected:
 
     def forward(self, x: Array, y: Array, codes: Array | None, valid: Array | None, by: Array | None = None) -> None:
         """Write the result, the winners, how many inputs count and, for a gradient, what a mean divides by."""
+        if codes is None and valid is None and by is None and self._at_once(x, y):
+            return
         for piece in pieces(x, self.windows, self.axes):
             part, out = x[piece.inputs], piece.outputs
             counts, divisor = self._forward(part, piece, y[out], None if codes is None else codes[out])
@@ -270,6 +272,14 @@ class Selected:
                 valid[out] = counts
             if by is not None:
                 by[out] = np.where(counts > 0, divisor, 0)
+
+    def _at_once(self, x: Array, y: Array) -> bool:
+        """Write the result, if there is a kernel that looks at the mask itself; return whether there is."""
+        job = self.problem.job
+        if self.weights is not None or (self.mask is None and not self.omit) or not x.size:
+            return False
+        none = neutral(job.merge, job.lift, job.p, x.dtype)
+        return backend(self.windows, job, x).run_selected(job, x, y, self.mask, none, self.omit, self.empty)
 
     def _forward(self, x: Array, piece: Piece, y: Array, codes: Array | None) -> tuple[Array, Array]:
         passes = self.passes(x, piece.windows)

@@ -64,9 +64,9 @@ NB_MODULE(_native, m) {
           "__init__",
           [](anypool::Recipe* self, const Numbers& choices, double divisor_value, double p,
              const std::vector<Numbers>& axes, const std::vector<Numbers>& forward_axes, const Numbers& outer,
-             i64 inner, const std::vector<Numbers>& strides, bool backward) {
+             i64 inner, const std::vector<Numbers>& strides, bool backward, const std::vector<uint64_t>& masking) {
             if (outer.size() > anypool::kMaxOuter || axes.size() != 3 || forward_axes.size() != 3 ||
-                strides.size() != 5 || choices.size() != 9)
+                strides.size() != 5 || choices.size() != 9 || (!masking.empty() && masking.size() != 3))
               throw nb::value_error("not a plan");
             new (self) anypool::Recipe();
             anypool::Plan& q = self->plan;
@@ -96,20 +96,20 @@ NB_MODULE(_native, m) {
             read_strides(strides[3], q.n_outer, q.aux_outer, q.aux_stride);
             read_strides(strides[4], q.n_outer, q.post_outer, q.post_stride);
             self->backward = backward;
-            self->prepare();
+            masking.empty() ? self->prepare() : self->prepare({masking[0], masking[1], masking[2]});
           },
           "choices"_a, "divisor_value"_a, "p"_a, "axes"_a, "forward_axes"_a, "outer"_a, "inner"_a, "strides"_a,
-          "backward"_a)
+          "backward"_a, "masking"_a = std::vector<uint64_t>{})
       .def(
           "run",
-          [](const anypool::Recipe& self, nb::handle x, nb::handle y, nb::handle code, nb::handle aux,
-             nb::handle post) {
-            const anypool::Buffers buffers{data_of(x), data_of(y), data_of(code), data_of(aux), data_of(post)};
+          [](const anypool::Recipe& self, nb::handle x, nb::handle y, nb::handle code, nb::handle aux, nb::handle post,
+             uint64_t empty) {
+            const anypool::Buffers buffers{data_of(x), data_of(y), data_of(code), data_of(aux), data_of(post), empty};
             if (self.bytes < (64 << 10)) return self.run(buffers);
             nb::gil_scoped_release release;
             self.run(buffers);
           },
-          "x"_a, "y"_a, "code"_a = nb::none(), "aux"_a = nb::none(), "post"_a = nb::none(),
+          "x"_a, "y"_a, "code"_a = nb::none(), "aux"_a = nb::none(), "post"_a = nb::none(), "empty"_a = 0,
           "Run on ndarrays, or the addresses of elements, of the shapes and strides the recipe was made for.")
       .def_prop_ro("threads", &anypool::Recipe::threads)
       .def_prop_ro("way", &anypool::Recipe::way)

@@ -7,6 +7,7 @@
 
 #include "geometry.hpp"
 #include "levels.hpp"
+#include "masked.hpp"
 #include "threads.hpp"
 
 namespace anypool {
@@ -79,6 +80,7 @@ std::string chosen_level() { return chosen_kernels() ? chosen_kernels()->name : 
 
 std::string Recipe::way() const {
   if (!tasks) return "nothing to do";
+  if (masked) return "masked " + masked->way();
   if (backward) return "gather from codes";
   if (plan.planes) return "planes at once";
   if (plan.group) return std::to_string(plan.group) + " planes at once";
@@ -101,18 +103,12 @@ void Recipe::prepare() {
     for (const Axis& a : p.axis) n *= in ? a.n_in : a.n_out;
     return n;
   };
-  const auto bytes_of = [](DType t) -> i64 {
-    return t <= DType::i8                                           ? 1
-           : t <= DType::i16 || t == DType::f16 || t == DType::bf16 ? 2
-           : t <= DType::i32 || t == DType::f32                     ? 4
-                                                                    : 8;
-  };
-  bytes = elements(true) * bytes_of(p.in) + elements(false) * bytes_of(p.out);
+  bytes = elements(true) * size_of(p.in) + elements(false) * size_of(p.out);
 
   if (elements(backward) == 0) return;  // nothing to write
 
   // A tile's rows should fit the L1 cache a few times over: 8 KB of accumulators each.
-  const i64 acc = bytes_of(p.acc), budget = (i64(8) << 10) / acc;
+  const i64 acc = size_of(p.acc), budget = (i64(8) << 10) / acc;
   const i64 columns = backward ? w.n_in : w.n_out, rows = backward ? h.n_in : h.n_out,
             planes = backward ? d.n_in : d.n_out;
   const i64 reach = (w.kernel - 1) * w.dilation + 1,
@@ -126,7 +122,7 @@ void Recipe::prepare() {
   if (fused) {  // no lines: whole rows, unless they are so long that they would leave the L1 (with channels: the L2) cache
     p.tile_c = p.inner;  // before they are used
     const i64 row = i64(p.inner == 1 ? 16 : 128) << 10;
-    p.tile_w = std::clamp<i64>(row / bytes_of(p.in) / p.inner / step, 1, std::max<i64>(1, columns));
+    p.tile_w = std::clamp<i64>(row / size_of(p.in) / p.inner / step, 1, std::max<i64>(1, columns));
   }
   if (!backward && columns > p.tile_w) p.tile_w = ceil_div(columns, ceil_div(columns, p.tile_w));
 
@@ -153,6 +149,13 @@ void Recipe::prepare() {
   scratch = kernels->scratch_bytes(p, backward);
 }
 
+void Recipe::prepare(const Masking& masking) {
+  prepare();
+  if (!tasks) return;
+  masked = std::make_shared<Masked>(*this, masking);
+  tasks = masked->tasks, scratch = masked->scratch;
+}
+
 void Recipe::run(const Buffers& buffers) const {
   if (!tasks) return;
   struct Context {
@@ -165,7 +168,10 @@ void Recipe::run(const Buffers& buffers) const {
         const Context& c = *static_cast<Context*>(p);
         const Recipe& r = *c.recipe;
         char* memory = kept_scratch.get(r.scratch);
-        (r.backward ? r.kernels->select_backward : r.kernels->forward)(r.plan, *c.buffers, begin, end, memory);
+        if (r.masked)
+          r.masked->run(*c.buffers, begin, end, memory);
+        else
+          (r.backward ? r.kernels->select_backward : r.kernels->forward)(r.plan, *c.buffers, begin, end, memory);
         kept_scratch.trim();
       },
       &context);

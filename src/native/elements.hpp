@@ -1,6 +1,6 @@
 // Element types, and rows from one to another.
 #pragma once
-#include "plan.hpp"
+#include "geometry.hpp"
 #include "reductions.hpp"
 
 namespace anypool {
@@ -138,20 +138,6 @@ inline Convert converter(DType from, DType to) {
         return convert_row<Src, Dst>;
     });
   });
-}
-ANYPOOL_INLINE i64 size_of(DType t) {
-  switch (t) {
-    case DType::u8:
-    case DType::i8: return 1;
-    case DType::u16:
-    case DType::i16:
-    case DType::f16:
-    case DType::bf16: return 2;
-    case DType::u32:
-    case DType::i32:
-    case DType::f32: return 4;
-    default: return 8;
-  }
 }
 
 }  // namespace

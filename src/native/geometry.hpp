@@ -1,4 +1,5 @@
-// Where windows lie, on one axis. Plain integer arithmetic, used by the host side and by every kernel.
+// Where windows lie, on one axis, and elements in memory. Plain integer arithmetic, used by the host side and by every
+// kernel.
 #pragma once
 #include "plan.hpp"
 
@@ -58,6 +59,30 @@ inline i64 divisor_of(const Axis& a, i64 o, Divisor rule) {
   i64 end = a.n_in + a.pad_hi;  // ceil_mode may let the last window hang over the padding, too: that part never counts
   i64 n = w.start >= end ? 0 : w.step == 1 ? end - w.start : (end - 1 - w.start) / w.step + 1;
   return n < w.taps ? n : w.taps;
+}
+
+inline i64 size_of(DType t) {
+  switch (t) {
+    case DType::u8:
+    case DType::i8: return 1;
+    case DType::u16:
+    case DType::i16:
+    case DType::f16:
+    case DType::bf16: return 2;
+    case DType::u32:
+    case DType::i32:
+    case DType::f32: return 4;
+    default: return 8;
+  }
+}
+// Where element number `outer` of the outer axes begins.
+inline i64 outer_offset(const Plan& p, const i64* strides, i64 outer) {
+  i64 offset = 0;
+  for (int a = p.n_outer - 1; a > 0; --a) {
+    offset += outer % p.outer[a] * strides[a];
+    outer /= p.outer[a];
+  }
+  return p.n_outer ? offset + outer * strides[0] : 0;
 }
 
 inline i64 round_up(i64 n, i64 to) { return (n + to - 1) / to * to; }

@@ -1,8 +1,8 @@
 // Compiled once per instruction-set level; exports one table. No STL and no nanobind here, and nothing outside the
 // anonymous namespace: see simd.hpp.
 #include "flat_planes.hpp"
-#include "leave_out.hpp"
 #include "level.hpp"
+#include "masked_rows.hpp"
 #include "plane_groups.hpp"
 #include "select_backward.hpp"
 #include "whole_planes.hpp"
@@ -15,22 +15,44 @@ using BackwardF64 = SelectBackward<double, int64_t>;
 
 bool fused(const Plan& p) { return fused_choice_of(p).run != nullptr; }
 i64 planes(const Plan& p) { return whole_run_of(p) ? p.axis[1].n_out : flat_run_of(p).run ? 1 : 0; }
+
+// An engine lies at the beginning of its own scratch memory.
+template <class T>
+struct InScratch {
+  static constexpr i64 kBytes = (i64(sizeof(T)) + 63) / 64 * 64;
+  static T& at(char* scratch) { return *reinterpret_cast<T*>(scratch); }
+};
+using Planes = InScratch<PlaneGroups>;
+using Rows = InScratch<Engine>;
+
 i64 scratch_bytes(const Plan& p, bool backward) {
   if (p.planes) return whole_run_of(p) ? 0 : flat_run_of(p).scratch_bytes(p);
   if (!backward)
-    return p.group ? PlaneGroups(p, nullptr).scratch_bytes() : Engine(p, kernel_of(p), nullptr).scratch_bytes();
+    return p.group ? Planes::kBytes + PlaneGroups(p, nullptr).scratch_bytes()
+                   : Rows::kBytes + Engine(p, kernel_of(p), nullptr).scratch_bytes();
   return p.acc == DType::f64 ? BackwardF64(p, Buffers{}, nullptr).scratch_bytes()
                              : BackwardF32(p, Buffers{}, nullptr).scratch_bytes();
 }
-void forward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
+void open(const Plan& p, char* scratch) {
+  if (p.planes) return;
+  if (p.group)
+    new (scratch) PlaneGroups(p, scratch + Planes::kBytes);
+  else
+    new (scratch) Engine(p, kernel_of(p), scratch + Rows::kBytes);
+}
+void forward_opened(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
   if (p.planes) {
     if (const auto run = whole_run_of(p)) return run(p, b, begin, end);
     flat_run_of(p).run(p, b, begin, end, scratch);
   } else if (p.group) {
-    PlaneGroups(p, scratch).run(b, begin, end);
+    Planes::at(scratch).run(b, begin, end);
   } else {
-    Engine(p, kernel_of(p), scratch).run(b, begin, end);
+    Rows::at(scratch).run(b, begin, end);
   }
+}
+void forward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
+  open(p, scratch);
+  forward_opened(p, b, begin, end, scratch);
 }
 void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
   p.acc == DType::f64 ? BackwardF64(p, b, scratch).run(begin, end) : BackwardF32(p, b, scratch).run(begin, end);
@@ -40,7 +62,17 @@ void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* 
 
 extern const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL);
 const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL) = {
-    ANYPOOL_TEXT(ANYPOOL_LEVEL), fused, planes, scratch_bytes, forward, select_backward, leave_out,
+    ANYPOOL_TEXT(ANYPOOL_LEVEL),
+    fused,
+    planes,
+    scratch_bytes,
+    forward,
+    open,
+    forward_opened,
+    select_backward,
+    leave_out,
+    finish,
+    any_equal,
 };
 
 }  // namespace anypool

@@ -58,7 +58,7 @@ struct Plan {
   i64 x_outer[kMaxOuter], x_stride[4];        // input of this pass
   i64 y_outer[kMaxOuter], y_stride[4];        // output of this pass
   i64 code_outer[kMaxOuter], code_stride[4];  // codes, beside the output (forward) or the input (backward)
-  i64 aux_outer[kMaxOuter], aux_stride[4];    // y of the forward pass, beside the input of an adjoint
+  i64 aux_outer[kMaxOuter], aux_stride[4];    // y of the forward pass, beside the input of an adjoint; or the mask
   i64 post_outer[kMaxOuter], post_stride[4];  // x of the forward pass, beside the output of an adjoint
 
   // Blocking, chosen by the host so that a thread's scratch stays in its cache.
@@ -72,9 +72,10 @@ struct Plan {
 struct Buffers {
   const void* x;
   void* y;
-  void* code;        // written by forward, read by the selecting backward
-  const void* aux;   // over_power, over_exp
-  const void* post;  // times_*
+  void* code;          // written by forward, read by the selecting backward
+  const void* aux;     // over_power, over_exp; or the mask
+  const void* post;    // times_*
+  uint64_t empty = 0;  // bits of the result of a window in which nothing counts
 };
 
 // Rows of n elements in which those that do not count are replaced. Elements are bits: `largest` is the largest magnitude
@@ -87,7 +88,25 @@ struct LeaveOutRow {
   const void* x;
   const uint8_t* mask;
   void* y;
-  uint8_t* valid;  // which count, if NaNs are left out
+  uint8_t* valid;  // 0 or 1: which count; may be null where NaNs are not left out
+};
+
+// Rows of merged elements, of which each had so many that count, become results: a mean is divided, by that number and
+// its window's padding or by a constant, and what had none gets a value of its own.
+struct Finishing {
+  DType state, out;
+  bool short_counts;  // bytes, else int32
+  bool divides, by_constant;
+  double constant;
+  i64 y_step;      // in elements
+  uint64_t empty;  // bits of a result
+};
+struct FinishingRow {
+  i64 n;
+  void* state;  // side by side, as are counts; the results themselves, unless it divides
+  const void* counts;
+  const void* padding;  // elements of each window that are, or null for none; of the state's type
+  void* y;
 };
 
 // What one instruction-set level exports. A task is one (outer, inner block, d, row block, column tile).
@@ -97,8 +116,13 @@ struct KernelTable {
   i64 (*planes)(const Plan&);  // 0, or into how many tasks a kernel that takes whole planes cuts each
   i64 (*scratch_bytes)(const Plan&, bool backward);
   void (*forward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
+  // The same in two steps, for many small runs: what is worked out once stays in the scratch memory.
+  void (*open)(const Plan&, char* scratch);
+  void (*forward_opened)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
   void (*select_backward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
   void (*leave_out)(const LeaveOut&, const LeaveOutRow&);
+  void (*finish)(const Finishing&, const FinishingRow&);
+  bool (*any_equal)(const void* row, i64 bytes, i64 step, i64 n, uint64_t bits);
 };
 
 }  // namespace anypool

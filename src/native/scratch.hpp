@@ -32,14 +32,5 @@ struct Tile {
   i64 outputs() const { return ow1 - ow0; }
 };
 
-inline i64 outer_offset(const Plan& p, const i64* strides, i64 outer) {
-  i64 offset = 0;
-  for (int a = p.n_outer - 1; a > 0; --a) {
-    offset += outer % p.outer[a] * strides[a];
-    outer /= p.outer[a];
-  }
-  return p.n_outer ? offset + outer * strides[0] : 0;
-}
-
 }  // namespace
 }  // namespace anypool

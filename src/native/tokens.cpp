@@ -40,12 +40,7 @@ class Memory {
   char* get() const { return reinterpret_cast<char*>(round_up(reinterpret_cast<i64>(memory_.get()), 64)); }
 };
 
-i64 size_of(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
-
-int threads_for(i64 bytes) {
-  constexpr i64 kBytesPerThread = 128 << 10;  // as in dispatch.cpp: waking a thread costs 5-10 us
-  return int(std::max<i64>(1, std::min<i64>(bytes / kBytesPerThread, thread_count())));
-}
+int threads_for(i64 bytes) { return int(std::max<i64>(1, std::min<i64>(bytes / kBytesPerThread, thread_count()))); }
 
 template <class F>
 void parallel(i64 n, int threads, const F& work) {

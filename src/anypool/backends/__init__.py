@@ -96,6 +96,10 @@ class Backend(Protocol):
     def leave_out(self, x: Array, mask: Array | None, none: Any, omit: bool) -> tuple[Array, Array]:
         """Return x with ``none`` where it does not count, and where it does: in the mask, and no NaN with ``omit``."""
 
+    def run_selected(self, job: Pass, x: Array, out: Array, mask: Array | None, none: Any, omit: bool,
+                     empty: Any) -> bool:  # fmt: skip
+        """Do all that in one go, with ``empty`` where nothing counts, or return False: there is no kernel for it."""
+
     def describe(self, job: Pass, x: Array) -> dict[str, Any]:
         """Return what would run: kernel, isa, threads."""
 

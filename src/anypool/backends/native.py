@@ -6,6 +6,7 @@ This module turns a `Pass` and the strides of its arrays into the plain numbers 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from anypool import _native
 from anypool.backends import Array, Pass
 from anypool.layouts import canonical
 from anypool.limits import require
+from anypool.reductions import is_float
 from anypool.windows import Axis, Sliding, Table, Transposed, Windows
 
 # The enumerations of plan.hpp, in its order.
@@ -39,8 +41,10 @@ _FINISHES = ("none", "divide", "root", "signed_root", "log", "times_power", "tim
 _RULES = ("window", "valid", "constant")
 _MAX_OUTER = 16
 _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F80_0000, "float64": 0x7FF0_0000_0000_0000}
+_MOST_SCRATCH = 1 << 22  # bytes, for inputs of which not all count: more than that leaves a core's cache
 _MAX_GAP = 4096  # outputs that a kernel goes through to find the first that saw an input
 _HALVES = ("float16", "bfloat16")
+_TRUE = np.asarray(True)
 _NO_AXIS = Sliding(1, 1, 1, 1, 1)
 
 
@@ -75,19 +79,41 @@ class Native:
     def leave_out(self, x: Array, mask: Array | None, none: Any, omit: bool) -> tuple[Array, Array]:
         y = np.empty_like(x)
         valid = np.empty_like(x, bool) if omit else None
-        given = np.broadcast_to(np.True_ if mask is None else mask, x.shape)
+        given = np.broadcast_to(_TRUE if mask is None else mask, x.shape)
         axes = [
             [n, *steps, step // x.itemsize]
             for n, *steps, step in zip(x.shape, x.strides, given.strides, y.strides, strict=True)
         ]
-        bits = int(np.asarray(none).view(f"u{x.itemsize}"))
-        _native.leave_out(x, given, y, valid, axes, x.itemsize, bits, _INFINITY[x.dtype.name] if omit else 0)
+        largest = _INFINITY[x.dtype.name] if omit else 0
+        _native.leave_out(x, given, y, valid, axes, x.itemsize, _bits(none), largest)
         counts = mask if valid is None else valid
         assert counts is not None  # else all counts, and nobody asks
         return y, counts
 
+    def run_selected(self, job: Pass, x: Array, out: Array, mask: Array | None, none: Any, omit: bool,
+                     empty: Any) -> bool:  # fmt: skip
+        if none.dtype != x.dtype or (job.finish == "divide" and not is_float(job.accumulator)):
+            return False  # integers are divided exactly, elsewhere
+        given = _TRUE if mask is None else mask
+        if given.shape != x.shape:
+            given = np.broadcast_to(given, x.shape)
+        key = ("selected", x.strides, given.strides, out.strides, omit)
+        recipe = job.compiled.get(key)
+        if recipe is None:
+            tied = _bits(job.result.type(none)) if job.merge in ("max", "min") else 0
+            masking = [_bits(none), tied, _INFINITY[x.dtype.name] if omit else 0]
+            recipe = job.compiled[key] = _compile(job, x, out, None, given, None, masking=masking)
+        if recipe.scratch > _MOST_SCRATCH:
+            return False
+        recipe.run(x, out, None, given, None, 0 if empty is None else _bits(empty))
+        return True
+
 
 BACKEND = Native()
+
+
+def _bits(value: np.generic) -> int:
+    return int(np.asarray(value).view(f"u{value.itemsize}"))
 
 
 def describe(job: Pass, recipe: _native.Recipe) -> dict[str, Any]:
@@ -166,7 +192,7 @@ def recipe_for(job: Pass, x: Array, y: Array, codes: Array | None = None, aux: A
 
 
 def _compile(job: Pass, x: Array, y: Array, codes: Array | None, aux: Array | None, post: Array | None, *,
-             backward: bool) -> _native.Recipe:  # fmt: skip
+             backward: bool = False, masking: Sequence[int] = ()) -> _native.Recipe:  # fmt: skip
     # A gradient can be merged with its neighbours only where all the arrays lie alike.
     arrays = (x, y, codes, aux, post)
     elements = [None if a is None else [s // a.itemsize for s in a.strides] for a in arrays]
@@ -188,7 +214,7 @@ def _compile(job: Pass, x: Array, y: Array, codes: Array | None, aux: Array | No
     constant = 1.0 if divisor is None or divisor.constant is None else divisor.constant
     forward = job.windows if divisor is None else divisor.windows
     recipe = _native.Recipe(choices, constant, job.p, _axes(job.windows), _axes(forward), list(layout.outer_sizes),
-                            layout.inner_size, strides, backward)  # fmt: skip
+                            layout.inner_size, strides, backward, masking)  # fmt: skip
     require(recipe.scratch * recipe.threads, "room for the rows of a window", f"x: {x.shape}")
     return recipe
 

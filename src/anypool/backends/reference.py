@@ -66,6 +66,10 @@ class Reference:
         assert valid is not None
         return np.where(valid, x, none), valid
 
+    def run_selected(self, job: Pass, x: Array, out: Array, mask: Array | None, none: Any, omit: bool,
+                     empty: Any) -> bool:  # fmt: skip
+        return False
+
 
 BACKEND = Reference()
 

@@ -1,0 +1,162 @@
+"""Masks in the native kernels: each way through `src/native/masked.cpp`, to the bit what the reference backend makes.
+
+A unit is some small planes, or a block of rows where planes are large; `KERNELS` has shapes of both, which end in the
+middle of a unit, and the windows of test_kernels run with masks, too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import anypool as ap
+import cases
+import test_kernels
+import tolerance
+from anypool.backends import native
+
+# name: (shape, channels last?, arguments of pool, way)
+KERNELS = {
+    "blocks": ((2, 3, 151, 301), False, {"kernel_size": (3, 3), "stride": 2, "padding": 1}, "blocks"),
+    "blocks, ceil": ((1, 3, 150, 301), False, {"kernel_size": (2, 2), "ceil_mode": True}, "blocks"),
+    "blocks of rows in two tiles": ((1, 1, 60, 9000), False, {"kernel_size": (3, 2), "stride": (1, 2)}, "blocks"),
+    "blocks, depths": ((1, 2, 9, 60, 90), False, {"kernel_size": 3, "stride": 2, "padding": 1}, "blocks"),
+    "blocks, channels last": ((2, 40, 41, 40), True, {"kernel_size": (3, 3), "stride": 1, "padding": 1}, "blocks"),
+    "blocks, wide windows": ((1, 2, 200, 190), False, {"kernel_size": (31, 17), "stride": 1}, "blocks"),
+    "one long row": ((2, 1, 70001), False, {"kernel_size": (5,), "stride": 3, "padding": 2}, "planes"),
+    "one large window": ((2, 2, 200, 203), False, {"kernel_size": (200, 203)}, "planes"),
+    "planes": ((3, 23, 20, 21), False, {"kernel_size": (3, 3), "stride": 2, "padding": 1}, "planes"),
+    "tiny planes": ((40, 23, 5, 4), False, {"kernel_size": (3, 3), "stride": 2, "padding": 1}, "planes"),
+    "small volumes": ((3, 7, 5, 6, 7), False, {"kernel_size": (3, 2, 3), "stride": 1, "padding": 1}, "planes"),
+}
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    """What ran: recipes of `native` that looked at a mask."""
+    if not hasattr(ap.backends, "native") or not native.info()["isa"]:
+        pytest.skip("no kernels for this CPU")
+    found = []
+    compiled = native._compile
+
+    def compile_and_tell(*args, masking=(), **kwargs):
+        recipe = compiled(*args, masking=masking, **kwargs)
+        if masking:
+            found.append(recipe.way)
+        return recipe
+
+    monkeypatch.setattr(native, "_compile", compile_and_tell)
+    return found
+
+
+def data(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    if dtype.kind in "biu":
+        return rng.integers(0, 2 if dtype.kind == "b" else 100, shape).astype(dtype)
+    x = rng.standard_normal(shape)
+    flat = x.reshape(-1)
+    flat[:: flat.size // 97 + 1] = np.nan
+    flat[1 :: flat.size // 89 + 1] = -np.inf
+    return x.astype(dtype)
+
+
+def masks(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(4)
+    full = rng.random(shape) < 0.6
+    full[0, 0] = False  # whole planes in which nothing counts
+    return {
+        "full": full,
+        "channels alike": full[:, -1:],
+        "one for all": rng.random((1, 1, *shape[2:])) < 0.9,
+        "stepped": np.repeat(full, 2, axis=-1)[..., ::2],
+    }
+
+
+def check(name: str, x: np.ndarray, mask: np.ndarray | None, last: bool, reduction: str, **kwargs) -> None:
+    given, axes = test_kernels.laid_out(x, last)
+    if mask is not None:
+        kwargs["mask"] = np.moveaxis(mask, 1, -1) if last else mask
+    y, wanted = test_kernels.both(given, reduction, **axes, **kwargs)
+    assert y.dtype == wanted.dtype
+    assert tolerance.same_bits(y, wanted), name
+    out = np.zeros_like(wanted)
+    with ap.backends.use("native"):
+        ap.pool(given, reduction, out=out[..., ::-1], **axes, **kwargs)
+    assert tolerance.same_bits(out[..., ::-1], wanted), f"{name}, into a strided array"
+
+
+@pytest.mark.parametrize("reduction", ["max", "min", "sum", "mean"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_units(name, reduction, ways):
+    shape, last, kwargs, way = KERNELS[name]
+    x = data(shape, np.dtype(np.float32))
+    for which, mask in masks(shape).items():
+        check(which, x, mask, last, reduction, **kwargs)
+    check("without NaN", x, None, last, reduction, nan="omit", **kwargs)
+    check("both", x, masks(shape)["full"], last, reduction, nan="omit", empty=7, **kwargs)
+    assert ways
+    assert all(w.startswith(f"masked {way}") for w in ways)
+
+
+@pytest.mark.parametrize("name", test_kernels.WINDOWS)
+def test_kernels_behind_a_mask(name, ways):
+    shape, last, kwargs, _ = test_kernels.WINDOWS[name]
+    x = data(shape, np.dtype(np.float32))
+    for reduction in ("max", "mean"):
+        for which, mask in masks(shape).items():
+            check(which, x, mask, last, reduction, **kwargs)
+    assert ways
+
+
+@pytest.mark.parametrize("name", ["blocks", "planes", "blocks, depths"])
+@pytest.mark.parametrize("options", [{"count_include_pad": False}, {"divisor_override": 7}, {}], ids=str)
+def test_what_a_mean_divides_by(name, options, ways):
+    shape, last, kwargs, _ = KERNELS[name]
+    for dtype in test_kernels.FLOATS:
+        check(dtype, data(shape, cases.dtype_of(dtype)), masks(shape)["full"], last, "mean", **kwargs, **options)
+    assert ways
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "uint32", "int64", "float64", *test_kernels.HALVES])
+@pytest.mark.parametrize("reduction", ["max", "min", "sum"])
+@pytest.mark.parametrize("name", ["blocks", "planes"])
+def test_dtypes(name, reduction, dtype, ways):
+    shape, last, kwargs, _ = KERNELS[name]
+    check(dtype, data(shape, cases.dtype_of(dtype)), masks(shape)["full"], last, reduction, empty=1, **kwargs)
+    assert ways
+
+
+@pytest.mark.parametrize("reduction", ["lp", "logsumexp"])
+def test_what_is_lifted(reduction, ways):
+    shape, _, kwargs, _ = KERNELS["blocks"]
+    x = np.abs(data(shape, np.dtype(np.float64)))
+    y, wanted = (r for r in test_kernels.both(x, reduction, axes=(2, 3), mask=masks(shape)["full"], **kwargs))
+    np.testing.assert_allclose(y, wanted, rtol=1e-12)
+    assert ways
+
+
+def test_adaptive_windows(ways):
+    x = data((2, 3, 230, 203), np.dtype(np.float32))
+    mask = masks(x.shape)["full"]
+    for size in ((7, 5), (1, 1), (230, 10)):
+        results = []
+        for backend in ("native", "reference"):
+            with ap.backends.use(backend):
+                results.append([f(x, size, mask=mask) for f in (ap.adaptive_max_pool2d, ap.adaptive_avg_pool2d)])
+        for y, wanted in zip(*results, strict=True):
+            assert tolerance.same_bits(y, wanted)
+    assert ways
+
+
+def test_bytes_other_than_0_and_1_are_true(ways):
+    x = np.arange(64.0).reshape(1, 1, 8, 8)
+    mask = np.full((1, 1, 8, 8), 200, np.uint8).view(bool)
+    assert ap.avg_pool2d(x, 2, mask=mask).tolist() == ap.avg_pool2d(x, 2).tolist()
+    assert ways
+
+
+def test_rows_beyond_a_cache_go_another_way(ways):
+    x = np.random.default_rng(0).standard_normal((1, 1, 1_100_000)).astype(np.float32)
+    mask = np.random.default_rng(1).random(x.shape) < 0.5
+    y, wanted = test_kernels.both(x, "mean", kernel_size=(3,), axes=(2,), mask=mask)
+    assert tolerance.same_bits(y, wanted)
