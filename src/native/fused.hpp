@@ -6,7 +6,8 @@
 namespace anypool {
 namespace {
 
-template <class T, class Op, int KD, int KH, int KW, int S, int DW = 1>
+// Masked: what a byte beside it leaves out is absent.
+template <class T, class Op, int KD, int KH, int KW, int S, int DW = 1, bool Masked = false>
 class Fused {
   using A = typename Op::A;
   static constexpr int L = kLanes<A>;
@@ -14,6 +15,7 @@ class Fused {
   using Memory = Lanes<T, A, L>;
   const FusedJob& job_;
   const T* rows_[KD * KH];
+  const uint8_t* masks_[Masked ? KD * KH : 1];
   Part first_[S], tail_[6][S], last_;  // of the first vectors, of those at the end, of the last result
   i64 whole_ = 0;                      // outputs before the last ones, whose columns all lie inside
   int tails_ = 0;
@@ -31,7 +33,12 @@ class Fused {
   // L columns merged over the window's rows; what lies outside a row is absent.
   ANYPOOL_INLINE V column(i64 c, NaNs<A, L>& nan) const {
     V v[KD * KH];
-    for (int i = 0; i < KD * KH; ++i) v[i] = Memory::load(rows_[i] + c);
+    for (int i = 0; i < KD * KH; ++i) {
+      if constexpr (Masked)
+        v[i] = Memory::load_where(rows_[i] + c, masks_[i] + c, none());
+      else
+        v[i] = Memory::load(rows_[i] + c);
+    }
     look_for_nan(v, nan);
     return over_rows(v);
   }
@@ -42,7 +49,12 @@ class Fused {
 #endif
   V edge(i64 c, const Part& part, NaNs<A, L>& nan) const {
     V v[KD * KH];
-    for (int i = 0; i < KD * KH; ++i) v[i] = Memory::load_part(rows_[i] + c, part, none());
+    for (int i = 0; i < KD * KH; ++i) {
+      if constexpr (Masked)
+        v[i] = Memory::load_part_where(rows_[i] + c, masks_[i] + c, part, none());
+      else
+        v[i] = Memory::load_part(rows_[i] + c, part, none());
+    }
     look_for_nan(v, nan);
     return over_rows(v);
   }
@@ -119,6 +131,7 @@ class Fused {
  public:
   explicit Fused(const FusedJob& job) : job_(job) {
     for (int i = 0; i < KD * KH; ++i) rows_[i] = reinterpret_cast<const T*>(job.rows[i]);
+    for (int i = 0; Masked && i < KD * KH; ++i) masks_[i] = job.masks[i];
     const i64 step = L * S;
     i64 c = job.start;
     for (int s = 0; s < S; ++s) first_[s] = Part(inside<L>(c + s * L, job.cols));
@@ -137,6 +150,7 @@ class Fused {
       f.row(reinterpret_cast<T*>(y));
       for (int i = 0; i < KD * KH; ++i)
         f.rows_[i] = reinterpret_cast<const T*>(reinterpret_cast<const char*>(f.rows_[i]) + job.step[i]);
+      for (int i = 0; Masked && i < KD * KH; ++i) f.masks_[i] += job.mask_step[i];
     }
     return f.nan_.any();
   }

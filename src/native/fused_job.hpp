@@ -83,6 +83,9 @@ struct FusedJob {
   int32_t first_row;
   const int32_t* first_column;
   i64 index, index_step;
+  // Where not all inputs count: bytes beside the rows, and how much further those of the next output row lie.
+  const uint8_t* masks[kFusedRows];
+  i64 mask_step[kFusedRows];
 };
 // Returns whether it met a NaN in the rows that the output row before has not seen, the last ones of each plane, as many
 // as the stride on w; the outputs are worth nothing then. Sums and integers never do, nor do kernels over channels.

@@ -2,7 +2,6 @@
 // anonymous namespace: see simd.hpp.
 #include "flat_planes.hpp"
 #include "level.hpp"
-#include "masked_rows.hpp"
 #include "plane_groups.hpp"
 #include "select_backward.hpp"
 #include "whole_planes.hpp"
@@ -62,17 +61,7 @@ void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* 
 
 extern const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL);
 const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL) = {
-    ANYPOOL_TEXT(ANYPOOL_LEVEL),
-    fused,
-    planes,
-    scratch_bytes,
-    forward,
-    open,
-    forward_opened,
-    select_backward,
-    leave_out,
-    finish,
-    any_equal,
+    ANYPOOL_TEXT(ANYPOOL_LEVEL), fused, planes, scratch_bytes, forward, open, forward_opened, select_backward,
 };
 
 }  // namespace anypool

@@ -40,6 +40,20 @@ ANYPOOL_INLINE Vec<T, L> load_masked(const T* p, uint64_t m) {
     return (Vec<T, L>)_mm512_maskz_loadu_epi64(__mmask8(m), p);
   }
 }
+// Which of L bytes, of which those outside are not read, are not 0.
+template <int L>
+ANYPOOL_INLINE uint64_t which_count(const uint8_t* p, uint64_t inside) {
+  if constexpr (L <= 16) {
+    const __m128i v = _mm_maskz_loadu_epi8(__mmask16(inside), p);
+    return _mm_test_epi8_mask(v, v);
+  } else if constexpr (L == 32) {
+    const __m256i v = _mm256_maskz_loadu_epi8(__mmask32(inside), p);
+    return _mm256_test_epi8_mask(v, v);
+  } else {
+    const __m512i v = _mm512_maskz_loadu_epi8(inside, p);
+    return _mm512_test_epi8_mask(v, v);
+  }
+}
 template <class T, int L>
 ANYPOOL_INLINE void store_masked(T* p, Vec<T, L> v, uint64_t m) {
   if constexpr (sizeof(T) * L == 16) {
@@ -152,12 +166,30 @@ struct Lanes {
     const Bits* bits = reinterpret_cast<const Bits*>(p);
     return choose_masked<A, L>(part.mask, Numbers<T, A, L>::wide(load_masked<Bits, L>(bits, part.mask)), none);
   }
+  // With `none` where a byte of the mask is 0.
+  static ANYPOOL_INLINE V load_where(const T* p, const uint8_t* mask, V none) {
+    return choose_masked<A, L>(which_count<L>(mask, ~uint64_t(0) >> (64 - L)), load(p), none);
+  }
+  static ANYPOOL_INLINE V load_part_where(const T* p, const uint8_t* mask, Part part, V none) {
+    part.mask = which_count<L>(mask, part.mask);
+    return load_part(p, part, none);
+  }
   static ANYPOOL_INLINE void store_part(T* p, V v, const Part& part) {
     store_masked<Bits, L>(reinterpret_cast<Bits*>(p), Numbers<T, A, L>::narrow(v), part.mask);
   }
 #else
   static V load_part(const T* p, const Part& part, V none) {
     for (i64 i = part.in.lo; i < part.in.hi; ++i) none[i] = A(widen(p[i]));
+    return none;
+  }
+  static ANYPOOL_INLINE V load_where(const T* p, const uint8_t* mask, V none) {
+    using Flags = decltype(none != none);
+    const Flags counts = __builtin_convertvector(anypool::load<Vec<uint8_t, L> >(mask), Flags) != Flags{};
+    return counts ? load(p) : none;
+  }
+  static V load_part_where(const T* p, const uint8_t* mask, const Part& part, V none) {
+    for (i64 i = part.in.lo; i < part.in.hi; ++i)
+      if (mask[i]) none[i] = A(widen(p[i]));
     return none;
   }
   static void store_part(T* p, V v, const Part& part) {

@@ -35,7 +35,18 @@ void leave_out_rows(const LeaveOut& job, const LeaveOutRow& row) {
   row.valid ? leave_out_rows<T, false, true>(job, row) : leave_out_rows<T, false, false>(job, row);
 }
 
+void tell_row(const LeaveOut& job, const LeaveOutRow& row) {
+  const uint8_t* __restrict mask = row.mask;
+  uint8_t* __restrict valid = row.valid;
+  const i64 n = job.n, step = job.mask_step;
+  if (step == 1)
+    for (i64 i = 0; i < n; ++i) valid[i] = mask[i] != 0;
+  else
+    for (i64 i = 0; i < n; ++i) valid[i] = mask[i * step] != 0;
+}
+
 void leave_out(const LeaveOut& job, const LeaveOutRow& row) {
+  if (!row.y) return tell_row(job, row);
   switch (job.bytes) {
     case 1: return leave_out_rows<uint8_t>(job, row);
     case 2: return leave_out_rows<uint16_t>(job, row);

@@ -2,15 +2,18 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include "geometry.hpp"
+#include "masks.hpp"
 
 namespace anypool {
 namespace {
 
-// Bytes of inputs: they should stay in the L1 cache from one pass to the next. Kernels for whole planes work out much for
-// each call.
-constexpr i64 kUnitBytes = 24 << 10, kUnitBytesOfPlanes = 128 << 10;
+// Bytes of inputs: they should stay in the L1 cache from one pass to the next. But kernels for whole planes work out much
+// for each call, and those that look at the mask themselves copy nothing.
+constexpr i64 kUnitBytes = 24 << 10, kLargeUnitBytes = 128 << 10;
+constexpr int kFewTies = 32;
 
 i64 last_outer(const Plan& p) { return p.n_outer ? p.outer[p.n_outer - 1] : 1; }
 i64 last_stride(const Plan& p, const i64* strides) { return p.n_outer ? strides[p.n_outer - 1] : 0; }
@@ -92,11 +95,13 @@ Masked::Masked(const Recipe& of, const Masking& masking)
     : p_(of.plan),
       masking_(masking),
       kernels_(*of.kernels),
+      mask_kernels_(mask_kernels()),
       divides_(p_.finish == Finish::divide),
       selects_(p_.merge == Merge::max || p_.merge == Merge::min),
-      short_counts_(p_.axis[0].kernel * p_.axis[1].kernel * p_.axis[2].kernel <= 255) {
+      short_counts_(p_.axis[0].kernel * p_.axis[1].kernel * p_.axis[2].kernel <= 255),
+      fused_(!masking.largest && mask_kernels_.fused(p_)) {
   const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
-  const i64 unit = p_.planes ? kUnitBytesOfPlanes : kUnitBytes;
+  const i64 unit = fused_ || p_.planes ? kLargeUnitBytes : kUnitBytes;
   const i64 row = w.n_in * p_.inner * size_of(p_.in), plane = d.n_in * h.n_in * row;
   i64 outer = 1;
   for (int a = 0; a < p_.n_outer; ++a) outer *= p_.outer[a];
@@ -126,12 +131,15 @@ Masked::Masked(const Recipe& of, const Masking& masking)
         padded_ |= window_[a].back() != inside_[a].back();
       }
 
+  if (fused_) zeros_.resize(size_t(w.n_in));
   full_ = passes(std::max<i64>(planes_, 1));
   if (const i64 rest = planes_ ? last_outer(p_) % planes_ : 0) rest_ = passes(rest);
   scratch = i64(reinterpret_cast<uintptr_t>(memory(0).rest)) + std::max(rest_.values.scratch, rest_.counts.scratch);
 }
 
-std::string Masked::way() const { return (planes_ ? "planes, " : "blocks, ") + full_.values.way(); }
+std::string Masked::way() const {
+  return (planes_ ? "planes, " : "blocks, ") + (fused_ ? "fused rows, masks beside" : full_.values.way());
+}
 
 Masked::Passes Masked::passes(i64 planes) const {
   Passes made;
@@ -187,11 +195,11 @@ Masked::Memory Masked::memory(uintptr_t base) const {
     return reinterpret_cast<char*>(here);
   };
   Memory m;
-  m.x = take(x * size_of(p_.in));
+  m.x = take(fused_ ? 0 : x * size_of(p_.in));
   m.valid = take(x);
   m.state = take(divides_ ? y * size_of(p_.acc) : 0);
   m.counts = take(y * (short_counts_ ? 1 : 4));
-  m.padding = take(padded_ ? y_[1] * size_of(p_.acc) : 0);
+  m.padding = take(padded_ ? y_plane_ * size_of(p_.acc) : 0);
   m.values = take(full_.values.scratch);
   m.totals = take(full_.counts.scratch);
   m.rest = take(0);
@@ -208,15 +216,20 @@ void Masked::run(const Buffers& buffers, i64 begin, i64 end, char* scratch) cons
     const Unit u = unit(task);
     const i64 in_scratch = u.od0 * y_[0] + u.oh0 * y_[1];  // of the unit's first result, if the plane's were there
     char* y = static_cast<char*>(buffers.y) + outer_offset(p_, p_.y_outer, u.outer) * size_of(p_.out);
-    leave_out(buffers, u, m);
-    merge(u, &Passes::values, m, m.x, divides_ ? m.state - in_scratch * size_of(p_.acc) : y);
-    if (selects_ && !some_tied(u, y)) continue;  // a winner better than what was left out is one that counts
+    if (fused_) {
+      merge_masked(buffers, u, m, y);
+    } else {
+      leave_out(buffers, u, m, true);
+      merge(u, &Passes::values, m, m.x, divides_ ? m.state - in_scratch * size_of(p_.acc) : y);
+    }
+    if (selects_ && settle_ties(buffers, u, m, y)) continue;
+    if (fused_) leave_out(buffers, u, m, false);
     merge(u, &Passes::counts, m, m.valid, m.counts - in_scratch * size_of(full_.counts.plan.out));
     finish(job, u, m, y);
   }
 }
 
-void Masked::leave_out(const Buffers& buffers, const Unit& u, const Memory& m) const {
+void Masked::leave_out(const Buffers& buffers, const Unit& u, const Memory& m, bool copied) const {
   Nest<3> nest;
   nest.add(u.planes, {last_stride(p_, p_.x_outer), last_stride(p_, p_.aux_outer), x_plane_});
   const i64 sizes[] = {u.d1 - u.d0, u.h1 - u.h0, p_.axis[2].n_in, p_.inner};
@@ -228,10 +241,25 @@ void Masked::leave_out(const Buffers& buffers, const Unit& u, const Memory& m) c
   const char* x = static_cast<const char*>(buffers.x) + first(p_.x_outer, p_.x_stride) * bytes;
   const uint8_t* mask = static_cast<const uint8_t*>(buffers.aux) + first(p_.aux_outer, p_.aux_stride);
   nest.each([&](i64 n, const std::array<i64, 3>& step, const std::array<i64, 3>& at) {
-    kernels_.leave_out(
-        {n, bytes, step[0], step[1], masking_.none, masking_.largest},
-        {x + at[0] * bytes, mask + at[1], m.x + at[2] * bytes, reinterpret_cast<uint8_t*>(m.valid) + at[2]});
+    mask_kernels_.leave_out({n, bytes, step[0], step[1], masking_.none, masking_.largest},
+                            {x + at[0] * bytes, mask + at[1], copied ? m.x + at[2] * bytes : nullptr,
+                             reinterpret_cast<uint8_t*>(m.valid) + at[2]});
   });
+}
+
+void Masked::merge_masked(const Buffers& buffers, const Unit& u, const Memory& m, char* y) const {
+  const i64 bytes = size_of(p_.in);
+  const i64* step = divides_ ? y_ : p_.y_stride;
+  char* to = divides_ ? m.state : y + (u.od0 * step[0] + u.oh0 * step[1]) * bytes;
+  for (i64 plane = 0; plane < u.planes; ++plane)
+    for (i64 od = u.od0; od < u.od1; ++od) {
+      const i64 x = outer_offset(p_, p_.x_outer, u.outer + plane),
+                mask = outer_offset(p_, p_.aux_outer, u.outer + plane);
+      const i64 at = plane * (divides_ ? y_plane_ : last_stride(p_, p_.y_outer)) + (od - u.od0) * step[0];
+      mask_kernels_.block(
+          p_, {static_cast<const char*>(buffers.x) + x * bytes, static_cast<const uint8_t*>(buffers.aux) + mask,
+               to + at * bytes, step[1] * bytes, od, u.oh0, u.oh1, zeros_.data()});
+    }
 }
 
 // x is that of a unit, y where the results of the first plane begin, all of them.
@@ -254,55 +282,77 @@ void Masked::merge(const Unit& u, Recipe Passes::* which, const Memory& m, const
   }
 }
 
-bool Masked::some_tied(const Unit& u, const char* y) const {
+// A winner that is better than what was left out is one that counts. Where it is not, nothing may have counted: windows
+// are looked into one by one, unless they are many. Returns whether all is said.
+bool Masked::settle_ties(const Buffers& buffers, const Unit& u, const Memory& m, char* y) const {
   const i64 bytes = size_of(p_.out), sizes[] = {u.od1 - u.od0, u.oh1 - u.oh0, p_.axis[2].n_out, p_.inner};
   Nest<2> nest;
   nest.add(u.planes, {last_stride(p_, p_.y_outer), y_plane_});
   for (int a = 0; a < 4; ++a) nest.add(sizes[a], {p_.y_stride[a], y_[a]});
   y += (u.od0 * p_.y_stride[0] + u.oh0 * p_.y_stride[1]) * bytes;
-  bool tied = false;
+  int ties = 0;
   nest.each([&](i64 n, const std::array<i64, 2>& step, const std::array<i64, 2>& at) {
-    tied = tied || kernels_.any_equal(y + at[0] * bytes, bytes, step[0], n, masking_.tied);
+    for (i64 i = 0; ties <= kFewTies; ++i, ++ties) {
+      i = mask_kernels_.find(y + at[0] * bytes, bytes, step[0], i, n, masking_.tied);
+      if (i == n) return;
+      if (!any_counts(buffers, u, m, at[1] + i)) std::memcpy(y + (at[0] + i * step[0]) * bytes, &buffers.empty, bytes);
+    }
   });
-  return tied;
+  return ties <= kFewTies;
+}
+
+// Whether any input counts of the window whose result has this place in a unit's scratch.
+bool Masked::any_counts(const Buffers& buffers, const Unit& u, const Memory& m, i64 at) const {
+  const i64 plane = at / y_plane_, d = at % y_plane_ / y_[0], h = at % y_[0] / y_[1], w = at % y_[1] / y_[2],
+            c = at % y_[2];
+  const Window wd = window_of(p_.axis[0], u.od0 + d), wh = window_of(p_.axis[1], u.oh0 + h),
+               ww = window_of(p_.axis[2], w);
+  const bool told = masking_.largest != 0;
+  const i64* step = told ? x_ : p_.aux_stride;
+  const uint8_t* valid =
+      told ? reinterpret_cast<const uint8_t*>(m.valid) + plane * x_plane_ - u.d0 * x_[0] - u.h0 * x_[1]
+           : static_cast<const uint8_t*>(buffers.aux) + outer_offset(p_, p_.aux_outer, u.outer + plane);
+  for (i64 i = wd.lo; i < wd.hi; ++i)
+    for (i64 j = wh.lo; j < wh.hi; ++j)
+      for (i64 k = ww.lo; k < ww.hi; ++k)
+        if (valid[wd.at(i) * step[0] + wh.at(j) * step[1] + ww.at(k) * step[2] + c * step[3]]) return true;
+  return false;
 }
 
 void Masked::finish(Finishing job, const Unit& u, const Memory& m, char* y) const {
   const i64 out = size_of(p_.out), acc = size_of(p_.acc), count = short_counts_ ? 1 : 4;
-  // Depths [d0, d1) and rows [h0, h1) of the results, which share a row of padding if there is one.
-  const auto results = [&](i64 d0, i64 d1, i64 h0, i64 h1, const char* padding) {
-    Nest<3> nest;
-    nest.add(u.planes, {last_stride(p_, p_.y_outer), padding ? 0 : y_plane_, y_plane_});
-    nest.add(d1 - d0, {p_.y_stride[0], padding ? 0 : y_[0], y_[0]});
-    nest.add(h1 - h0, {p_.y_stride[1], padding ? 0 : y_[1], y_[1]});
-    nest.add(p_.axis[2].n_out, {p_.y_stride[2], y_[2], y_[2]});
-    nest.add(p_.inner, {p_.y_stride[3], y_[3], y_[3]});
-    char* to = y + (d0 * p_.y_stride[0] + h0 * p_.y_stride[1]) * out;
-    const i64 from = (d0 - u.od0) * y_[0] + (h0 - u.oh0) * y_[1];
-    nest.each([&](i64 n, const std::array<i64, 3>& step, const std::array<i64, 3>& at) {
-      job.y_step = step[0];
-      kernels_.finish(job, {n, m.state + (from + at[2]) * acc, m.counts + (from + at[2]) * count,
-                            padding ? padding + at[1] * acc : nullptr, to + at[0] * out});
-    });
-  };
-  if (!padded_) return results(u.od0, u.od1, u.oh0, u.oh1, nullptr);
+  const i64 sizes[] = {u.od1 - u.od0, u.oh1 - u.oh0, p_.axis[2].n_out, p_.inner};
+  if (padded_)
+    p_.acc == DType::f64 ? fill_padding(u, reinterpret_cast<double*>(m.padding))
+                         : fill_padding(u, reinterpret_cast<float*>(m.padding));
+  Nest<3> nest;
+  nest.add(u.planes, {last_stride(p_, p_.y_outer), padded_ ? 0 : y_plane_, y_plane_});
+  for (int a = 0; a < 4; ++a) nest.add(sizes[a], {p_.y_stride[a], y_[a], y_[a]});
+  y += (u.od0 * p_.y_stride[0] + u.oh0 * p_.y_stride[1]) * out;
+  nest.each([&](i64 n, const std::array<i64, 3>& step, const std::array<i64, 3>& at) {
+    job.y_step = step[0];
+    mask_kernels_.finish(job, {n, m.state + at[2] * acc, m.counts + at[2] * count,
+                               padded_ ? m.padding + at[1] * acc : nullptr, y + at[0] * out});
+  });
+}
+
+// How many elements of each window are padding, for the results of one plane.
+template <class A>
+void Masked::fill_padding(const Unit& u, A* to) const {
   i64 known[2] = {-1, -1};
+  const A* like = nullptr;
   for (i64 d = u.od0; d < u.od1; ++d)
     for (i64 h = u.oh0; h < u.oh1; ++h) {
       const i64 window = window_[0][d] * window_[1][h], inside = inside_[0][d] * inside_[1][h];
-      if (window != known[0] || inside != known[1]) {
-        known[0] = window, known[1] = inside;
-        p_.acc == DType::f64 ? padding_row(window, inside, reinterpret_cast<double*>(m.padding))
-                             : padding_row(window, inside, reinterpret_cast<float*>(m.padding));
+      A* row = to + (d - u.od0) * y_[0] + (h - u.oh0) * y_[1];
+      if (window == known[0] && inside == known[1]) {
+        std::copy(like, like + y_[1], row);
+        continue;
       }
-      results(d, d + 1, h, h + 1, m.padding);
+      known[0] = window, known[1] = inside, like = row;
+      for (size_t o = 0; o < window_[2].size(); ++o)
+        for (i64 c = 0; c < p_.inner; ++c) *row++ = A(window * window_[2][o] - inside * inside_[2][o]);
     }
-}
-
-template <class A>
-void Masked::padding_row(i64 window, i64 inside, A* row) const {
-  for (size_t o = 0; o < window_[2].size(); ++o)
-    for (i64 c = 0; c < p_.inner; ++c) *row++ = A(window * window_[2][o] - inside * inside_[2][o]);
 }
 
 }  // namespace anypool

@@ -35,22 +35,26 @@ class Masked {
   Passes passes(i64 planes) const;
   Unit unit(i64 task) const;
   Memory memory(uintptr_t base) const;
-  void leave_out(const Buffers& buffers, const Unit& u, const Memory& m) const;
+  void leave_out(const Buffers& buffers, const Unit& u, const Memory& m, bool copied) const;
+  void merge_masked(const Buffers& buffers, const Unit& u, const Memory& m, char* y) const;
   void merge(const Unit& u, Recipe Passes::* which, const Memory& m, const char* x, char* y) const;
-  bool some_tied(const Unit& u, const char* y) const;
+  bool settle_ties(const Buffers& buffers, const Unit& u, const Memory& m, char* y) const;
+  bool any_counts(const Buffers& buffers, const Unit& u, const Memory& m, i64 at) const;
   void finish(Finishing job, const Unit& u, const Memory& m, char* y) const;
   template <class A>
-  void padding_row(i64 od, i64 oh, A* row) const;
+  void fill_padding(const Unit& u, A* to) const;
 
   const Plan& p_;
   const Masking masking_;
   const KernelTable& kernels_;
-  const bool divides_, selects_, short_counts_;
+  const MaskKernels& mask_kernels_;
+  const bool divides_, selects_, short_counts_, fused_;
   i64 planes_ = 0;                          // of a unit; 0: it is a block of rows of one
   i64 rows_, in_rows_, in_depths_;          // most of a unit: rows of results, and of inputs
   i64 x_plane_, x_[4], y_plane_, y_[4];     // strides in scratch: of planes, then of d, h, w and inner
   Passes full_, rest_;                      // of a whole unit, of the last ones
   std::vector<i64> window_[3], inside_[3];  // elements of each window along an axis: with the padding, and without
+  std::vector<uint8_t> zeros_;              // the mask of a row that is missing
   bool padded_ = false;                     // whether some window's padding counts
 };
 

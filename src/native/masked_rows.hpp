@@ -16,12 +16,24 @@ bool any_equal_in(const T* row, i64 step, i64 n, T value) {
   return found;
 }
 
-bool any_equal(const void* row, i64 bytes, i64 step, i64 n, uint64_t bits) {
+template <class T>
+i64 find_in(const T* row, i64 step, i64 from, i64 n, T value) {
+  constexpr i64 kBlock = 256;
+  for (; from < n; from += kBlock) {
+    const i64 end = lower(from + kBlock, n);
+    if (!any_equal_in(row + from * step, step, end - from, value)) continue;
+    while (row[from * step] != value) ++from;
+    return from;
+  }
+  return n;
+}
+
+i64 find(const void* row, i64 bytes, i64 step, i64 from, i64 n, uint64_t bits) {
   switch (bytes) {
-    case 1: return any_equal_in(static_cast<const uint8_t*>(row), step, n, uint8_t(bits));
-    case 2: return any_equal_in(static_cast<const uint16_t*>(row), step, n, uint16_t(bits));
-    case 4: return any_equal_in(static_cast<const uint32_t*>(row), step, n, uint32_t(bits));
-    default: return any_equal_in(static_cast<const uint64_t*>(row), step, n, bits);
+    case 1: return find_in(static_cast<const uint8_t*>(row), step, from, n, uint8_t(bits));
+    case 2: return find_in(static_cast<const uint16_t*>(row), step, from, n, uint16_t(bits));
+    case 4: return find_in(static_cast<const uint32_t*>(row), step, from, n, uint32_t(bits));
+    default: return find_in(static_cast<const uint64_t*>(row), step, from, n, bits);
   }
 }
 

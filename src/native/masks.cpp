@@ -1,12 +1,33 @@
 #include "masks.hpp"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
 #include "dispatch.hpp"
 #include "geometry.hpp"
+#include "levels.hpp"
 #include "threads.hpp"
 
 namespace anypool {
+
+#define ANYPOOL_DECLARE(level) extern const MaskKernels kMaskKernels_##level;
+ANYPOOL_LEVELS(ANYPOOL_DECLARE)
+#undef ANYPOOL_DECLARE
+
+const MaskKernels& mask_kernels() {
+  static const MaskKernels* const table = [] {
+    const std::string level = chosen_level();
+#define ANYPOOL_FIND(name) \
+  if (level == #name) return &kMaskKernels_##name;
+    ANYPOOL_LEVELS(ANYPOOL_FIND)
+#undef ANYPOOL_FIND
+    return static_cast<const MaskKernels*>(nullptr);
+  }();
+  if (!table) throw std::runtime_error("no kernels for this CPU");
+  return *table;
+}
+
 namespace {
 
 constexpr i64 kChunk = 1 << 14;  // elements of a row taken at once
@@ -15,7 +36,7 @@ struct Rows {
   const LeaveOutRow& arrays;
   const std::vector<MaskAxis>& axes;  // the last is along the rows
   const LeaveOut& job;
-  const KernelTable& kernels;
+  const MaskKernels& kernels;
 
   void run(i64 begin, i64 end) const {
     const i64 n = axes.back().n, chunks = ceil_div(n, kChunk);
@@ -55,7 +76,7 @@ void leave_out(const LeaveOutRow& arrays, std::vector<MaskAxis> axes, LeaveOut j
   }
   job.x_step = merged.back().x / job.bytes;
   job.mask_step = merged.back().mask;
-  const Rows rows{arrays, merged, job, *chosen_kernels()};
+  const Rows rows{arrays, merged, job, mask_kernels()};
   const i64 tasks = elements / merged.back().n * ceil_div(merged.back().n, kChunk);
   const i64 useful = std::min(tasks, elements * job.bytes / kBytesPerThread);
   parallel_ranges(

@@ -11,6 +11,8 @@ struct MaskAxis {
   i64 n, x, mask, y;
 };
 
+const MaskKernels& mask_kernels();
+
 // y, and valid if it is not null, lie without gaps, in the order of their steps.
 void leave_out(const LeaveOutRow& arrays, std::vector<MaskAxis> axes, LeaveOut job);
 

@@ -87,7 +87,7 @@ struct LeaveOut {
 struct LeaveOutRow {
   const void* x;
   const uint8_t* mask;
-  void* y;
+  void* y;         // null: only to tell which count
   uint8_t* valid;  // 0 or 1: which count; may be null where NaNs are not left out
 };
 
@@ -120,9 +120,27 @@ struct KernelTable {
   void (*open)(const Plan&, char* scratch);
   void (*forward_opened)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
   void (*select_backward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
+};
+
+// Output rows [oh0, oh1) of depth od of one plane, windows merged over what counts; not divided.
+struct MaskedBlock {
+  const char* x;        // of the plane
+  const uint8_t* mask;  // of the plane
+  char* y;              // where row oh0 begins
+  i64 y_step;           // from row to row, in bytes
+  i64 od, oh0, oh1;
+  const uint8_t* zeros;  // as many as a row has elements
+};
+
+// What a level exports for inputs of which not all count; the strides of a plan's aux are those of the mask.
+struct MaskKernels {
+  const char* name;
+  bool (*fused)(const Plan&);  // whether `block` knows the windows
+  void (*block)(const Plan&, const MaskedBlock&);
   void (*leave_out)(const LeaveOut&, const LeaveOutRow&);
   void (*finish)(const Finishing&, const FinishingRow&);
-  bool (*any_equal)(const void* row, i64 bytes, i64 step, i64 n, uint64_t bits);
+  // The first element from `from` on with these bits, or n.
+  i64 (*find)(const void* row, i64 bytes, i64 step, i64 from, i64 n, uint64_t bits);
 };
 
 }  // namespace anypool
