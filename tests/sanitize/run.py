@@ -26,6 +26,7 @@ PLANTED = {
 # Kernels of every level; then, at the best one, everything else that ends in native code.
 KERNELS = ("tests/test_kernels.py",)
 REST = (
+    "tests/test_masked_kernels.py",
     "tests/test_bounds.py",
     "tests/test_regressions.py",
     "tests/test_arguments.py",
