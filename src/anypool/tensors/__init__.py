@@ -35,6 +35,9 @@ _keys = torch._C._dispatch_keys
 _modes = torch._C._len_torch_dispatch_stack
 _tracing = torch._C._get_tracing_state
 _records = torch.is_grad_enabled
+_compiling = torch.compiler.is_compiling
+_transformed = torch._C._are_functorch_transforms_active
+_Tensor = torch.Tensor
 _forward_mode = torch.autograd.forward_ad
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -42,7 +45,10 @@ _HALVES = (torch.float16, torch.bfloat16)
 class Call:
     """One description for tensors of one shape, dtype and strides: what there is to look up before a kernel runs."""
 
-    __slots__ = ("absolute", "autocast", "coded", "final", "function", "indices", "plan", "spec", "strides", "what")
+    __slots__ = (
+        *("absolute", "alone", "autocast", "coded", "direct", "final", "function", "indices"),
+        *("plan", "spec", "squeezed", "strides", "what"),
+    )
     plan: Any
 
     def __init__(self, x: torch.Tensor, what: Description) -> None:
@@ -53,15 +59,20 @@ class Call:
         self.indices = problem.return_indices
         self.autocast = x.dtype in _HALVES and widened_by_autocast(what)
         self.final = tuple(n for a, n in enumerate(problem.shape) if a not in problem.squeeze)
-        self.plan = self.function = None
+        self.plan = self.function = self.alone = None
+        self.squeezed = len(self.final) != len(problem.shape)
+        self.direct = False  # a kernel writes the result and nothing else
         if not self.absolute:
             floating = problem.job.result.name in ("float16", "bfloat16", "float32", "float64")
             selects, linear = self.spec.selects, self.spec.linear
             if floating:
                 self.function = autograd.Select if selects else autograd.Linear if linear else autograd.Power
+                if not self.indices:
+                    self.alone = autograd.select_alone if selects else autograd.linear_alone if linear else None
             self.plan = kernels.forward(x, self.spec, "index" if self.indices else None)
             self.coded = kernels.forward(x, self.spec, "offset") if selects else self.plan  # what a gradient needs
             self.strides = tuple(s for a, s in enumerate(self.plan.strides) if a not in problem.squeeze)
+            self.direct = self.plan.recipe is not None and not self.indices and not self.plan.large
 
 
 def _with_numpy_dtype(what: Description) -> Description:
@@ -92,12 +103,7 @@ def _remember(key: Hashable, call: Call) -> Call:
 def quick(build: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the pooled tensor if nothing needs to be looked into: plain memory, arguments of plain numbers."""
     x = args[0]
-    if (
-        "out" in kwargs
-        or not isinstance(x, torch.Tensor)
-        or has_torch_function_unary(x)
-        or torch.compiler.is_compiling()
-    ):
+    if "out" in kwargs or not isinstance(x, _Tensor) or has_torch_function_unary(x) or _compiling():
         return NotImplemented
     if _keys(x).raw_repr() not in PLAIN or _modes() or _tracing() is not None:
         return NotImplemented
@@ -124,10 +130,13 @@ def _pooled(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
     if plan is None or (call.autocast and torch.is_autocast_enabled("cpu")):
         return _composed(x, call, out)
     if (x.requires_grad and _records()) or _forward_mode._current_level >= 0:
-        return _recorded(x, call, out)
+        if call.alone is None or out is not None or _transformed():
+            return _recorded(x, call, out)
+        y = call.alone(x, call.spec, call.coded)
+        return y.reshape(call.final) if call.squeezed else y
     if out is not None:
         return _into(x, call, out)
-    if plan.recipe is None or call.indices or plan.large:
+    if not call.direct:
         return _plainly(x, call)
     y = (
         x.new_empty_strided(call.final, call.strides, dtype=plan.dtype)
@@ -181,13 +190,11 @@ def _recorded(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
         return _plainly(x, call)
     if not call.spec.selects:
         y = autograd.apply(call.function, x, call.spec, call.plan)
-    elif call.indices or torch._C._are_functorch_transforms_active():
+    else:
         y, codes = autograd.apply(autograd.Select, x, call.spec, call.coded)
         if call.indices:
             return y.reshape(call.final), flat_indices(codes, call.spec, x.shape).reshape(call.final)
-    else:
-        y = autograd.alone(x, call.spec, call.coded)
-    return y if len(call.final) == len(call.plan.shape) else y.reshape(call.final)
+    return y.reshape(call.final) if call.squeezed else y
 
 
 def _gathered(x: torch.Tensor, what: Description, out: torch.Tensor | None, generator: Any) -> Any:

@@ -17,6 +17,8 @@ from anypool.tensors import kernels
 from anypool.tensors.plain import is_plain
 from anypool.tensors.spec import NUMPY, Memory, Origin, Spec, problem_of
 
+_forward_mode = torch.autograd.forward_ad
+
 
 def _below(name: str, kernel: Any, *tensors: Any, args: tuple[Any, ...]) -> Any:
     """Run a kernel, or the operator of that name below autograd if somebody has to see it."""
@@ -73,6 +75,21 @@ class Linear(Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Any, spec: Spec, plan: Any) -> Any:
         return apply(Linear, x.movedim(in_dims[0], 0), spec.batched(), None), 0
+
+
+class LinearAlone(Function):
+    """The same in one step instead of two, which is faster, but not for ``torch.func``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, spec: Spec, plan: Any) -> Any:
+        ctx.spec, ctx.origin = spec, plan.origin
+        return plan(x)
+
+    backward = Linear.backward
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return Linear.jvp(ctx, *tangents)
 
 
 class LinearBackward(Function):
@@ -147,7 +164,8 @@ class SelectAlone(Function):
     def forward(ctx: Any, x: Any, spec: Spec, plan: Any) -> Any:
         y, codes = plan.with_codes(x)
         ctx.save_for_backward(codes)
-        ctx.save_for_forward(codes)
+        if _forward_mode._current_level >= 0:
+            ctx.save_for_forward(codes)
         ctx.spec, ctx.origin = spec, plan.origin
         return y
 
@@ -274,7 +292,9 @@ def push(x: Any, tangent: Any, spec: Spec) -> Any:
     return forth(tangent)[0]
 
 
-alone = super(Function, SelectAlone).apply  # type: ignore[misc]
+# Not `apply` itself, which binds arguments by name: that takes longer than a small pooling.
+select_alone = super(Function, SelectAlone).apply  # type: ignore[misc]
+linear_alone = super(Function, LinearAlone).apply  # type: ignore[misc]
 
 
 # ---- the operators' autograd kernels, and what the functions above call ----------------------------------------------
@@ -320,4 +340,4 @@ def power_backward(grad: Any, x: Any, y: Any, spec: Spec) -> Any:
 def _transformed() -> bool:
     """Whether ``torch.func`` transforms, or forward-mode gradients, are at work."""
     active: bool = torch._C._are_functorch_transforms_active()
-    return active or torch.autograd.forward_ad._current_level >= 0
+    return active or _forward_mode._current_level >= 0

@@ -83,8 +83,7 @@ class Forward:
     def __call__(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """Return the pooled tensor."""
         if y is None:
-            self.require()
-            y = x.new_empty_strided(self.shape, self.strides, dtype=self.dtype)
+            y = self.result(x)
         if self.recipe is None:
             return y.copy_(reference.run(self.job, x)[0])
         address = address_of(x)
@@ -96,8 +95,7 @@ class Forward:
 
     def with_codes(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the pooled tensor and the winners' offsets or indices."""
-        self.require()
-        y = x.new_empty_strided(self.shape, self.strides, dtype=self.dtype)
+        y = self.result(x)
         codes = x.new_empty_strided(self.shape, self.strides, dtype=self.code_dtype)
         if self.recipe is None:
             values, winners = reference.run(self.job, x)
@@ -109,9 +107,13 @@ class Forward:
         self.recipe.run(address, y.data_ptr(), codes.data_ptr())
         return y, codes
 
-    def require(self) -> None:
-        """Refuse to make a result that does not fit; PyTorch would be killed as it is written."""
-        limits.require(self.large, f"the result of shape {tuple(self.shape)}", f"x: {self.origin.shape}")
+    def result(self, x: torch.Tensor) -> torch.Tensor:
+        """Return memory for the result; where it does not fit PyTorch would be killed as it is written."""
+        if self.large:
+            limits.require(self.large, f"the result of shape {tuple(self.shape)}", f"x: {self.origin.shape}")
+        if self.cast:
+            return x.new_empty_strided(self.shape, self.strides, dtype=self.dtype)
+        return x.new_empty_strided(self.shape, self.strides)  # naming the dtype takes a tenth of a small pooling
 
     def for_aligned(self, x: torch.Tensor) -> Forward:
         """Return the same pass for an aligned copy, which may lie otherwise."""
