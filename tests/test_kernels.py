@@ -165,6 +165,24 @@ def test_winners(window, reduction, dtype):
         np.testing.assert_array_equal(*(g.astype(np.float64) for g in gradients))
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_gradients_of_narrow_windows(kernel, stride, dtype):
+    """Rows that end in the middle of a vector, one vector long or shorter; taps that are far apart over h."""
+    for columns in (5, 16, 33, 67, 131):
+        for padding in (0, 1, kernel // 2, ((1, 0), (0, kernel - 1))):
+            windows = {"kernel_size": (3, kernel), "stride": (1, stride), "dilation": (2, 1), "ceil_mode": True}
+            x = special((2, 3, 12, columns), cases.dtype_of(dtype), "numbers")
+            gradients = []
+            for name in ("native", "reference"):
+                with ap.backends.use(name):
+                    y, pullback = ap.vjp(ap.pool, x, "max", axes=(2, 3), padding=padding, **windows)
+                    weights = special(y.shape, cases.dtype_of(dtype), "numbers")
+                    gradients.append(pullback(weights))
+            assert tolerance.same_bits(*gradients), (columns, padding)
+
+
 @pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 2.5])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_gradients_of_powers(p, dtype):

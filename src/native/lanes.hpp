@@ -54,6 +54,13 @@ ANYPOOL_INLINE uint64_t which_count(const uint8_t* p, uint64_t inside) {
     return _mm512_test_epi8_mask(v, v);
   }
 }
+// Which of L bytes are `value`, likewise.
+template <int L>
+ANYPOOL_INLINE uint64_t which_are(const uint8_t* p, uint8_t value, uint64_t inside) {
+  static_assert(L <= 16, "as many as there are floats in a vector");
+  const __mmask16 m = __mmask16(inside);
+  return _mm_mask_cmpeq_epi8_mask(m, _mm_maskz_loadu_epi8(m, p), _mm_set1_epi8(char(value)));
+}
 template <class T, int L>
 ANYPOOL_INLINE void store_masked(T* p, Vec<T, L> v, uint64_t m) {
   if constexpr (sizeof(T) * L == 16) {

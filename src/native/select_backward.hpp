@@ -4,6 +4,7 @@
 #include "elements.hpp"
 #include "phases.hpp"
 #include "scratch.hpp"
+#include "select_rows.hpp"
 
 namespace anypool {
 namespace {
@@ -24,43 +25,42 @@ class SelectBackward {
   I* code_;
   i64 kept_ = 1, kept_h_ = 1, row_ = 0;  // output rows in scratch, those of one d, elements of a row
   i64* tag_;                             // which they are: od * n_out + oh
-  static constexpr int L = kLanes<A>;
-  static constexpr i64 kMargin = 64 / sizeof(A);  // zeros on either side of a row, for shifted vectors to hang over
-  struct Seen {  // a row of outputs that saw an input row, with the code of its first tap there
+  struct Seen {                          // a row of outputs that saw an input row, with the code of its first tap there
     const A* grad;
     const I* code;
     I base;
   };
-  using Gather = void (*)(const Seen* rows, int n, i64 places, A* line);
-  Gather gather_ = nullptr;
+  const SelectRowsRun narrow_;
+  char* narrow_scratch_ = nullptr;
   i64* place_of_code_ = nullptr;  // windows that do not meet: where the taps of a plane lie in grad_x
   i64 c0_ = 0, cb_ = 0, outer_ = 0;
 
  public:
   SelectBackward(const Plan& plan, const Buffers& buffers, char* scratch)
-      : p_(plan), buf_(buffers), arena_{uintptr_t(scratch)} {
+      : p_(plan), buf_(buffers), arena_{uintptr_t(scratch)}, narrow_(select_rows_of(plan)) {
     const Axis& w = p_.axis[2];
     cb_max_ = lower(p_.tile_c, p_.inner);
     n_out_ = w.n_out;
     const i64 left = higher(w.pad, 0);
     places_ = phases() * (ceil_div(higher(w.n_in + left, reach()), phases()) + 1);
-    sum_ = arena_.take_array<A>(places_ * cb_max_ + 2 * L);
+    sum_ = arena_.take_array<A>(places_ * cb_max_);
     line_ = arena_.take_array<A>(w.n_in * cb_max_);
     // Input rows that follow one another are seen by the same output rows.
     const Axis &d = p_.axis[0], &h = p_.axis[1];
-    row_ = round_up(higher(n_out_ * cb_max_, places_ / phases()), 16) + 2 * kMargin;
+    row_ = round_up(n_out_ * cb_max_, 16);
     kept_h_ = seen_by(h);
     kept_ = lower(seen_by(d) * kept_h_, higher(1, kKeptBytes / higher(1, row_ * i64(sizeof(A) + sizeof(I)))));
     grad_ = arena_.take_array<A>(kept_ * row_);
     code_ = arena_.take_array<I>(kept_ * row_);
     tag_ = arena_.take_array<i64>(kept_);
-    if (p_.inner == 1 && by_taps() && w.dilation == 1 && w.stride <= 2 && kept_ == seen_by(d) * kept_h_ &&
-        kept_ <= kMostRows && d.kind == AxisKind::sliding && h.kind == AxisKind::sliding)
-      gather_ = gather_of(w.kernel, w.stride);
+    if (narrow_.run && seen_by(d) * kept_h_ <= kMostRows) {
+      narrow_scratch_ = arena_.take(narrow_.scratch_bytes(p_));
+      if (arena_.base) narrow_.prepare(p_, narrow_scratch_);
+      return;
+    }
     const i64 taps = d.kernel * h.kernel * w.kernel;
     if (p_.inner == 1 && p_.in == kAcc && p_.out == kAcc && taps <= kMostCodes && apart(d) && apart(h) && apart(w))
       place_of_code_ = arena_.take_array<i64>(taps);
-    if (arena_.base) fill(reinterpret_cast<char*>(grad_), kept_ * row_, A(0));
   }
   i64 scratch_bytes() const { return arena_.used; }
 
@@ -78,11 +78,12 @@ class SelectBackward {
       outer_ = rest / chunks;
       for (i64 i = 0; i < kept_; ++i) tag_[i] = -1;
       const i64 last = lower((block + 1) * p_.rows_block, p_.axis[1].n_in);
-      if (place_of_code_) {
+      if (narrow_scratch_)
+        narrow_rows(id, block * p_.rows_block, last);
+      else if (place_of_code_)
         scatter(id, block * p_.rows_block, last);
-        continue;
-      }
-      for (i64 ih = block * p_.rows_block; ih < last; ++ih) input_row(id, ih);
+      else
+        for (i64 ih = block * p_.rows_block; ih < last; ++ih) input_row(id, ih);
     }
   }
 
@@ -163,11 +164,39 @@ class SelectBackward {
     }
   }
 
+  // Input rows one after the other: the outputs that saw them follow without a division.
+  void narrow_rows(i64 id, i64 begin, i64 end) const {
+    const Axis &d = p_.axis[0], &h = p_.axis[1];
+    const i64 bytes = size_of(p_.in), taps = p_.axis[2].kernel, reach = (h.kernel - 1) * h.dilation;
+    const char* grad = static_cast<const char*>(buf_.x) + offset(p_.x_outer, p_.x_stride, 0, 0) * bytes;
+    const uint8_t* code = static_cast<const uint8_t*>(buf_.code) + offset(p_.code_outer, p_.code_stride, 0, 0);
+    char* y = static_cast<char*>(buf_.y) + offset(p_.y_outer, p_.y_stride, id, 0) * bytes;
+    i64 od0, od1, oh0, oh1;
+    candidates(d, id, od0, od1);
+    candidates(h, begin, oh0, oh1);
+    for (i64 ih = begin; ih < end; ++ih) {
+      while (oh0 < h.n_out && oh0 * h.stride - h.pad + reach < ih) ++oh0;
+      while (oh1 + 1 < h.n_out && (oh1 + 1) * h.stride - h.pad <= ih) ++oh1;
+      SeenRow seen[kMostRows];
+      int n = 0;
+      for (i64 od = od0; od <= od1; ++od) {
+        const i64 td = tap_of(d, od, id);
+        for (i64 oh = oh0; td >= 0 && oh <= oh1; ++oh) {
+          i64 th = ih - (oh * h.stride - h.pad);
+          if (h.dilation > 1) {
+            if (th % h.dilation) continue;
+            th /= h.dilation;
+          }
+          seen[n++] = {grad + (od * p_.x_stride[0] + oh * p_.x_stride[1]) * bytes,
+                       code + od * p_.code_stride[0] + oh * p_.code_stride[1], (td * h.kernel + th) * taps};
+        }
+      }
+      narrow_.run(p_, narrow_scratch_, seen, n, y + ih * p_.y_stride[1] * bytes);
+    }
+  }
   void input_row(i64 id, i64 ih) {
     const Axis &d = p_.axis[0], &h = p_.axis[1];
-    Seen seen[kMostRows];
-    int n = 0;
-    if (!gather_) fill(reinterpret_cast<char*>(sum_), places_ * cb_, A(0));
+    fill(reinterpret_cast<char*>(sum_), places_ * cb_, A(0));
     i64 od0, od1, oh0, oh1;
     candidates(d, id, od0, od1);
     candidates(h, ih, oh0, oh1);
@@ -177,21 +206,18 @@ class SelectBackward {
       for (i64 oh = oh0; oh <= oh1; ++oh) {
         const i64 th = tap_of(h, oh, ih);
         if (th < 0) continue;
-        output_row(od, oh, (td * h.kernel + th) * p_.axis[2].kernel, seen[n]);
-        if (gather_)
-          ++n;
-        else
-          add_row(seen[n]);
+        Seen seen;
+        output_row(od, oh, (td * h.kernel + th) * p_.axis[2].kernel, seen);
+        add_row(seen);
       }
     }
-    if (gather_) gather_(seen, n, places_ / phases(), sum_);
     write_row(id, ih);
   }
 
   void output_row(i64 od, i64 oh, i64 base, Seen& row) {  // field by field: see Source
     const i64 which = od * p_.axis[1].n_out + oh, slot = (od * kept_h_ + oh % kept_h_) % kept_;
-    A* grad = grad_ + slot * row_ + kMargin;
-    I* code = code_ + slot * row_ + kMargin;
+    A* grad = grad_ + slot * row_;
+    I* code = code_ + slot * row_;
     if (tag_[slot] != which) {
       tag_[slot] = which;
       load_grad(od, oh, grad);
@@ -227,42 +253,6 @@ class SelectBackward {
     for (i64 i = 0; i < n; ++i) sum[i] += codes[i] == code ? grad[i] : A(0);
   }
 
-  // The sums of an input row, all rows and taps at once, in registers; places of stride S are put side by side.
-  template <int KW, int S>
-  static void gather(const Seen* rows, int n, i64 places, A* line) {
-    using V = Vec<A, L>;
-    using C = Vec<I, L>;
-    for (i64 i = 0; i < places; i += L) {
-      V sum[S] = {};
-      for (int row = 0; row < n; ++row) {
-        const A* g = rows[row].grad + i;
-        const I* k = rows[row].code + i;
-        for (int t = KW - 1; t >= 0; --t) {  // tap t of output i - t / S
-          const C wins = load<C>(k - t / S) == (C{} + I(rows[row].base + t));
-          sum[t % S] += wins ? load<V>(g - t / S) : V{};
-        }
-      }
-      if constexpr (S == 1) {
-        store(line + i, sum[0]);
-      } else {
-        store(line + 2 * i, Zip<A, L>::low(sum[0], sum[1]));
-        store(line + 2 * i + L, Zip<A, L>::high(sum[0], sum[1]));
-      }
-    }
-  }
-  static Gather gather_of(i64 kernel, i64 stride) {
-    switch (kernel * 2 + stride - 3) {
-      case 0: return gather<1, 1>;
-      case 1: return gather<1, 2>;
-      case 2: return gather<2, 1>;
-      case 3: return gather<2, 2>;
-      case 4: return gather<3, 1>;
-      case 5: return gather<3, 2>;
-      case 6: return gather<4, 1>;
-      default: return gather<4, 2>;
-    }
-  }
-
   void load_grad(i64 od, i64 oh, A* into) {
     const i64 at = offset(p_.x_outer, p_.x_stride, od, oh);
     load_columns(converter(p_.in, kAcc), into, sizeof(A), static_cast<const char*>(buf_.x) + at * size_of(p_.in),
@@ -294,9 +284,7 @@ class SelectBackward {
   void write_row(i64 id, i64 ih) {
     const i64 n = p_.axis[2].n_in, at = offset(p_.y_outer, p_.y_stride, id, ih);
     const A* line = line_;
-    if (gather_) {
-      line = sum_ + p_.axis[2].pad;
-    } else if (phases() == 1) {
+    if (phases() == 1) {
       line = sum_ + place(0) * cb_;
     } else if (cb_ == 1) {
       join_phases(sizeof(A), reinterpret_cast<char*>(line_), reinterpret_cast<const char*>(sum_), places_ / phases(),
