@@ -9,7 +9,7 @@ from typing import Any
 
 from anypool.arguments import shown
 from anypool.backends import select
-from anypool.operation import Call, differentiate, is_tensor, resolve, tensors
+from anypool.operation import Call, compared, differentiate, is_tensor, resolve, tensors
 from anypool.windows import Sliding, Windows
 
 
@@ -149,8 +149,9 @@ def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Explan
         array, problem = tensors().problem_of(array, call.what)
     else:
         problem = resolve(array, call.what)
-        chosen, notes = select(problem.job, array)
-        backend, description = chosen.name, chosen.describe(problem.job, array)
+        pooled, run = compared(array, call.what, problem)
+        chosen, notes = select(run.job, pooled)
+        backend, description = chosen.name, chosen.describe(run.job, pooled)
     job = problem.job
     if call.selection is not None:
         notes = [*notes, "what does not count is left out of pieces of the input; another pass counts the rest"]

@@ -398,6 +398,7 @@ def run(call: Call) -> Any:
     y = output(problem, x, call.out, 8 if problem.return_indices else 0)
     if problem.reduction.function is not None:
         return gathering().run(problem, call, y)
+    x, problem = compared(x, call.what, problem)
     backend, _ = select(problem.job, x)
     if problem.return_indices:
         indices = empty_like(y, np.dtype(np.int64), y.shape)
@@ -405,6 +406,14 @@ def run(call: Call) -> Any:
         return _squeezed(problem, y, call.out), _squeezed(problem, indices, None)
     backend.run(problem.job, x, y)
     return _squeezed(problem, y, call.out)
+
+
+def compared(x: Array, what: Description, problem: Problem) -> tuple[Array, Problem]:
+    """Return ``x != 0`` and its problem where that is what is pooled: kernels know bools, which take a byte each."""
+    if problem.job.lift != "nonzero" or x.size >= limits.LARGE:
+        return x, problem
+    x = x != 0
+    return x, resolve(x, what)
 
 
 def _squeezed(problem: Problem, y: Array, out: Array | None) -> Array:
