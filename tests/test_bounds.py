@@ -42,11 +42,15 @@ x = np.abs(np.random.default_rng(0).standard_normal(shape) * 50).astype(cases.dt
 x, axes = test_kernels.laid_out(x, last)
 for reduction in ("max", "mean"):
     wanted = ap.pool(x, reduction, **axes, **kwargs)
+    mask = np.random.default_rng(1).random(x.shape) < 0.7
+    masked = ap.pool(x, reduction, **axes, **kwargs, mask=mask, empty=1)
     for at_end in (True, False):
         guarded = between_pages(x, at_end)
         out = between_pages(np.zeros_like(wanted), at_end)
         ap.pool(guarded, reduction, out=out, **axes, **kwargs)
         assert np.array_equal(out.astype(float), wanted.astype(float))
+        ap.pool(guarded, reduction, out=out, **axes, **kwargs, mask=between_pages(mask, at_end), empty=1)
+        assert np.array_equal(out.astype(float), masked.astype(float))
         if reduction == "max":
             ap.pool(guarded, reduction, return_indices=True, **axes, **kwargs)
         if dtype.startswith("float"):
