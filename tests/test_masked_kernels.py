@@ -155,8 +155,14 @@ def test_bytes_other_than_0_and_1_are_true(ways):
     assert ways
 
 
-def test_rows_beyond_a_cache_go_another_way(ways):
+def test_rows_beyond_a_cache_go_another_way(ways, monkeypatch):
+    """And ask for no more memory than that way takes."""
+    asked = []
+    monkeypatch.setattr(native, "require", lambda n_bytes, *_: asked.append(n_bytes))
     x = np.random.default_rng(0).standard_normal((1, 1, 1_100_000)).astype(np.float32)
     mask = np.random.default_rng(1).random(x.shape) < 0.5
     y, wanted = test_kernels.both(x, "mean", kernel_size=(3,), axes=(2,), mask=mask)
     assert tolerance.same_bits(y, wanted)
+    assert ways
+    assert asked
+    assert max(asked) < 1 << 20

@@ -100,6 +100,7 @@ class Native:
         key = ("selected", x.strides, given.strides, out.strides, omit)
         recipe = job.compiled.get(key)
         if recipe is None:
+            _make_room(job)
             tied = _bits(job.result.type(none)) if job.merge in ("max", "min") else 0
             masking = [_bits(none), tied, _INFINITY[x.dtype.name] if omit else 0]
             recipe = job.compiled[key] = _compile(job, x, out, None, given, None, masking=masking)
@@ -185,10 +186,14 @@ def recipe_for(job: Pass, x: Array, y: Array, codes: Array | None = None, aux: A
         key = (*key, backward, *others)
     recipe: _native.Recipe | None = job.compiled.get(key)
     if recipe is None:
-        if len(job.compiled) >= 64:  # arrays of ever new strides; what was compiled for the others is cheap to redo
-            job.compiled.clear()
+        _make_room(job)
         recipe = job.compiled[key] = _compile(job, x, y, codes, aux, post, backward=backward)
     return recipe
+
+
+def _make_room(job: Pass) -> None:
+    if len(job.compiled) >= 64:  # arrays of ever new strides; what was compiled for the others is cheap to redo
+        job.compiled.clear()
 
 
 def _compile(job: Pass, x: Array, y: Array, codes: Array | None, aux: Array | None, post: Array | None, *,
@@ -215,7 +220,8 @@ def _compile(job: Pass, x: Array, y: Array, codes: Array | None, aux: Array | No
     forward = job.windows if divisor is None else divisor.windows
     recipe = _native.Recipe(choices, constant, job.p, _axes(job.windows), _axes(forward), list(layout.outer_sizes),
                             layout.inner_size, strides, backward, masking)  # fmt: skip
-    require(recipe.scratch * recipe.threads, "room for the rows of a window", f"x: {x.shape}")
+    if not masking:  # whose scratch memory is small, or it is not run
+        require(recipe.scratch * recipe.threads, "room for the rows of a window", f"x: {x.shape}")
     return recipe
 
 
