@@ -121,7 +121,7 @@ ANYPOOL_INLINE Vec<double, L> exp_of(Vec<double, L> x) {
       1.0 / 720,        1.0 / 120,       1.0 / 24,       1.0 / 6,       0.5,          1.0,         1.0};
   V p = V{} + kInverse[0];
   for (int i = 1; i < 14; ++i) p = p * r + kInverse[i];
-  Vec<int64_t, L> bits;
+  Vec<uint64_t, L> bits;  // unsigned: a shift over the end is then defined
   __builtin_memcpy(&bits, &shifted, sizeof bits);
   bits = (bits + 1023) << 52;  // the low bits of `shifted` are n
   V power;
