@@ -8,7 +8,6 @@ whole windows instead (`anypool.window_functions`). Nothing here knows rank, lay
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -282,7 +281,6 @@ class Bfloat16:
 BFLOAT16: Any = Bfloat16()
 
 
-@functools.lru_cache(maxsize=64)  # NumPy makes a dtype's name anew each time, for as long as a small pooling takes
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Return whether kernels treat the dtype as floating-point: float16, bfloat16, float32 or float64."""
     return dtype.name in ("float16", "bfloat16", "float32", "float64")
