@@ -97,6 +97,50 @@ def test_floats(window, reduction, dtype):
         assert tolerance.same_bits(native, reference), which
 
 
+# Windows of the list above whose rows are loaded first where they have to be lifted, or do not lie side by side.
+LOADED = [name for name, (_, last, _, kernel) in WINDOWS.items() if kernel == "fused rows" and not last]
+
+
+@pytest.mark.parametrize("window", LOADED)
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 2.5, np.inf])
+@pytest.mark.parametrize("dtype", [*FLOATS, "int16"])
+def test_powers(window, p, dtype):
+    shape, _, kwargs, kernel = WINDOWS[window]
+    for which in ("numbers", "NaN in each lane", "infinities and zeros"):
+        x = special(shape, cases.dtype_of(dtype), "numbers" if dtype == "int16" else which)
+        arguments = {"axes": tuple(range(2, x.ndim)), "norm_type": p} | kwargs
+        assert kernel in ap.explain(ap.pool, x, "lp", **arguments).kernel or dtype == "int16"
+        native, reference = both(x, "lp", **arguments)
+        if p in (1, 2, np.inf):
+            assert tolerance.same_bits(native, reference), which
+        else:
+            eps = 2.0 ** -tolerance.FORMATS[native.dtype.name][0]
+            np.testing.assert_allclose(native.astype(np.float64), reference.astype(np.float64), rtol=3 * eps, atol=0)
+
+
+@pytest.mark.parametrize("window", LOADED)
+@pytest.mark.parametrize("reduction", ["max", "min", "mean", "sum"])
+@pytest.mark.parametrize("dtype", [*FLOATS, "uint8", "int32"])
+def test_elements_far_apart(window, reduction, dtype):
+    """Every second column, columns from last to first, and rows as columns."""
+    shape, _, kwargs, kernel = WINDOWS[window]
+    axes = {"axes": tuple(range(2, len(shape)))}
+    for which in ("numbers", "NaN in each lane", "infinities and zeros"):
+        if cases.dtype_of(dtype).kind in "iu":
+            x = np.random.default_rng(6).integers(0, 256, shape).astype(dtype)
+        else:
+            x = special(shape, cases.dtype_of(dtype), which)
+        every_second = np.repeat(x, 2, axis=-1)[..., ::2]
+        backwards = x[..., ::-1].copy()[..., ::-1]
+        as_columns = np.ascontiguousarray(np.swapaxes(x, 1, -1)).swapaxes(1, -1)
+        wanted = both(x, reduction, **axes, **kwargs)[1]
+        for apart in (every_second, backwards, as_columns):
+            with ap.backends.use("native"):
+                assert tolerance.same_bits(ap.pool(apart, reduction, **axes, **kwargs), wanted), which
+        if dtype == "float32":
+            assert kernel in ap.explain(ap.pool, every_second, reduction, **axes, **kwargs).kernel
+
+
 @pytest.mark.parametrize("include", [True, False])
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])

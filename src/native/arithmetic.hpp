@@ -9,7 +9,7 @@ namespace {
 
 template <class T>
 ANYPOOL_INLINE T integer_power(T x, i64 n) {
-  T y = 1;
+  T y = T{} + 1;
   for (; n; n >>= 1, x *= x)
     if (n & 1) y *= x;
   return y;
@@ -19,31 +19,100 @@ ANYPOOL_INLINE double small_power(double x, int n) {  // n <= 3, without a branc
 }
 ANYPOOL_INLINE float absolute(float x) { return __builtin_fabsf(x); }
 ANYPOOL_INLINE double absolute(double x) { return __builtin_fabs(x); }
+// v[i] = f(v[i]), f being given vectors.
+template <class T, class F>
+ANYPOOL_INLINE void each(T* v, i64 n, F&& f) {
+  using V = Vec<T, kLanes<T>>;
+  i64 i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store(v + i, f(load<V>(v + i)));
+  if (i == n) return;
+  V rest{};
+  const size_t bytes = size_t(n - i) * sizeof(T);
+  __builtin_memcpy(&rest, v + i, bytes);
+  rest = f(rest);
+  __builtin_memcpy(v + i, &rest, bytes);
+}
+template <class V>
+ANYPOOL_INLINE V magnitude(V x) {  // 0.0 for -0.0, too
+  return max_of_numbers(x, -x) + V{};
+}
 template <class T>
 void lift_powers(T* v, i64 n, Lift lift, double p) {  // |x|^p, or x^p for odd p
+  using V = Vec<T, kLanes<T>>;
   const bool keep_sign = lift == Lift::signed_power;
-  if (lift == Lift::absolute || (p == 1 && !keep_sign)) {
-    for (i64 i = 0; i < n; ++i) v[i] = absolute(v[i]);
-  } else if (p == 2) {
-    for (i64 i = 0; i < n; ++i) v[i] *= v[i];
-  } else if (p == i64(p) && p <= 16) {
-    if (keep_sign)
-      for (i64 i = 0; i < n; ++i) v[i] = integer_power(v[i], i64(p));
-    else
-      for (i64 i = 0; i < n; ++i) v[i] = integer_power(absolute(v[i]), i64(p));
-  } else {
+  const i64 whole = lift == Lift::absolute ? 1 : i64(p);
+  if (lift != Lift::absolute && (p != double(whole) || whole > 16)) {
     for (i64 i = 0; i < n; ++i) {
       double a = pow(fabs(double(v[i])), p);
       v[i] = T(keep_sign && v[i] < 0 ? -a : a);
     }
+  } else if (whole == 2) {
+    each(v, n, [](V x) { return x * x; });
+  } else if (keep_sign) {
+    whole == 3 ? each(v, n, [](V x) { return x * (x * x); }) : each(v, n, [&](V x) { return integer_power(x, whole); });
+  } else if (whole == 1) {
+    for (i64 i = 0; i < n; ++i) v[i] = absolute(v[i]);
+  } else if (whole == 3) {
+    each(v, n, [](V x) { return magnitude(x) * (x * x); });
+  } else {
+    each(v, n, [&](V x) { return integer_power(magnitude(x), whole); });
   }
 }
+
+// The cube root of numbers that are floats, so that every one is a normal number in double; -0.0, infinities and NaNs are
+// their own. r = |s|^(-1/3) is the solution of |s| r^3 = 1: the first guess divides the exponent by 3, as the number that
+// the upper half of the bits is, and each step has the error e = 1 - |s| r^3 to the fourth power.
+template <int L>
+ANYPOOL_INLINE Vec<double, L> cube_root(Vec<double, L> s) {
+  using V = Vec<double, L>;
+  using I = Vec<int64_t, L>;
+  const V a = magnitude(s);
+  I bits;
+  __builtin_memcpy(&bits, &a, sizeof bits);
+  const I as_number = (bits >> 32) | 0x4330000000000000;  // 2^52 + the upper half
+  V upper;
+  __builtin_memcpy(&upper, &as_number, sizeof upper);
+  const V guess = (0x553f09fd + 0x1p52) - (upper - 0x1p52) * (1.0 / 3);
+  __builtin_memcpy(&bits, &guess, sizeof bits);
+  bits <<= 32;
+  V r;
+  __builtin_memcpy(&r, &bits, sizeof r);
+  for (int i = 0; i < 2; ++i) {
+    const V e = 1.0 - a * r * (r * r);
+    r += r * e * (1.0 / 3 + e * (2.0 / 9 + e * (14.0 / 81)));
+  }
+  const V root = a * r * r;
+  return (a > 0) & (a < __builtin_inf()) ? (s < 0 ? -root : root) : s;
+}
+inline void finish_cube_roots(float* v, i64 n) {
+  constexpr int L = kLanes<double>;
+  using F = Vec<float, L>;
+  using D = Vec<double, L>;
+  i64 i = 0;
+  for (; i + L <= n; i += L)
+    store(v + i, __builtin_convertvector(cube_root<L>(__builtin_convertvector(load<F>(v + i), D)), F));
+  if (i == n) return;
+  F rest{};
+  const size_t bytes = size_t(n - i) * sizeof(float);
+  __builtin_memcpy(&rest, v + i, bytes);
+  rest = __builtin_convertvector(cube_root<L>(__builtin_convertvector(rest, D)), F);
+  __builtin_memcpy(v + i, &rest, bytes);
+}
+inline void finish_cube_roots(double* v, i64 n) {
+  for (i64 i = 0; i < n; ++i) v[i] = cbrt(v[i]);
+}
+
 template <class T>
 void finish_roots(T* v, i64 n, double p) {  // sign(s) |s|^(1/p)
   if (p == 1) return;
+  if (p == 3) return finish_cube_roots(v, n);
+  if (p == 2) {  // no sum of squares is negative; rounded once, as in double
+    for (i64 i = 0; i < n; ++i) v[i] = kSame<T, float> ? T(__builtin_sqrtf(float(v[i]))) : T(__builtin_sqrt(double(v[i])));
+    return;
+  }
   for (i64 i = 0; i < n; ++i) {
     double s = fabs(double(v[i]));
-    s = p == 2 ? sqrt(s) : p == 3 ? cbrt(s) : pow(s, 1 / p);
+    s = p == 4 ? sqrt(sqrt(s)) : pow(s, 1 / p);
     v[i] = T(v[i] < 0 ? -s : s);
   }
 }

@@ -121,7 +121,7 @@ void Recipe::prepare() {
   const bool fused = !backward && kernels->fused(p);
   if (fused) {  // no lines: whole rows, unless they are so long that they would leave the L1 (with channels: the L2) cache
     p.tile_c = p.inner;  // before they are used
-    const i64 row = i64(p.inner == 1 ? 16 : 128) << 10;
+    const i64 row = i64(p.inner > 1 ? 128 : p.lift == Lift::none ? 16 : 4) << 10;
     p.tile_w = std::clamp<i64>(row / size_of(p.in) / p.inner / step, 1, std::max<i64>(1, columns));
   }
   if (!backward && columns > p.tile_w) p.tile_w = ceil_div(columns, ceil_div(columns, p.tile_w));

@@ -61,6 +61,10 @@ class Engine {
       const i64 oh1 = lower(oh0 + p_.rows_block, h.n_out);
       output_.place(buffers);
       placed_ = false;
+      if (fused_.loads()) {
+        loaded_rows(buffers, oh0, oh1);
+        continue;
+      }
       if (fused_) {
         fused_.run(buffers, output_.row(oh0), oh0, oh1, [&](i64 oh) { row(buffers, oh); });
         continue;
@@ -81,17 +85,34 @@ class Engine {
     const Window a = window_of(p_.axis[1], oh - 1), b = window_of(p_.axis[1], oh);
     return a.start == b.start && a.taps == b.taps;
   }
-  void row(const Buffers& buffers, i64 oh) {
-    if (!placed_) {
-      horizontal_.place(tile_);
-      vertical_.place(buffers);
-      output_.place_divisors();
-      placed_ = true;
-    }
+  void place(const Buffers& buffers) {
+    if (placed_) return;
+    horizontal_.place(tile_);
+    vertical_.place(buffers);
+    output_.place_divisors();
+    placed_ = true;
+  }
+  void merge(const Buffers& buffers, i64 oh) {
     i64 pitch;
     const Row dst = output_.target(oh, pitch);
     horizontal_.merge(dst, pitch, oh, vertical_, tile_, buffers);
+  }
+  void row(const Buffers& buffers, i64 oh) {
+    place(buffers);
+    merge(buffers, oh);
     output_.finish(oh);
+  }
+  // The engine's rows, in and out, around a fused kernel: it sees them where they have been loaded.
+  void loaded_rows(const Buffers& buffers, i64 oh0, i64 oh1) {
+    place(buffers);
+    for (i64 oh = oh0, end; oh < oh1; oh = end) {
+      end = fused_.load(vertical_.rows(), oh, oh1);
+      const i64 at_once = output_.merged_in_place() ? end - oh : 1;
+      for (i64 first = oh, pitch; first < end; first += at_once) {
+        fused_.run(buffers, output_.target(first, pitch).a, first, first + at_once, [&](i64 o) { merge(buffers, o); });
+        for (i64 o = first; o < first + at_once; ++o) output_.finish(o);
+      }
+    }
   }
 };
 

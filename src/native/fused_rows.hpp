@@ -2,11 +2,14 @@
 #pragma once
 #include "fused.hpp"
 #include "fused_codes.hpp"
+#include "input_rows.hpp"
 #include "pixels.hpp"
 #include "tree.hpp"
 
 namespace anypool {
 namespace {
+
+constexpr i64 kMostReach = 8;  // rows from the first to the last of a window over loaded ones
 
 // ---- which there are -----------------------------------------------------------------------------------------------------
 
@@ -15,6 +18,7 @@ struct FusedChoice {
   FusedKernel run = nullptr;
   bool pixels = false;
   bool numbers = false;  // it would lose a NaN, and says so when it meets one
+  bool loaded = false;   // rows must be loaded for it: lifted, or gathered from far apart; and results finished
 };
 
 template <class T, class Op>
@@ -126,13 +130,42 @@ inline FusedChoice coded_choice_of(const Plan& p) {
   return {run, false, true};
 }
 
+template <class A, class Op>
+FusedChoice choice_over_loaded(const Plan& p) {
+  const Axis& w = p.axis[2];
+  return {kernel_over_rows<A, Op>(p.axis[0].kernel, p.axis[1].kernel, w.kernel, w.stride, w.dilation), false,
+          Op::kNumbersOnly, true};
+}
+// For rows that lie in scratch, in the type in which they are merged.
+inline FusedChoice loaded_choice_of(const Plan& p) {
+  const Axis &h = p.axis[1], &w = p.axis[2];
+  const i64 reach = (h.kernel - 1) * h.dilation + 1;
+  if (reach > kMostReach || h.stride > reach || w.pad > w.kernel * w.dilation || w.pad_hi > w.kernel * w.dilation)
+    return {};
+  const auto of = [&](auto zero) -> FusedChoice {
+    using A = decltype(zero);
+    if (p.merge == Merge::max) return choice_over_loaded<A, SelectNumbers<A, true>>(p);
+    if (p.merge == Merge::min) return choice_over_loaded<A, SelectNumbers<A, false>>(p);
+    if constexpr (kIsFloat<A>) return choice_over_loaded<A, Sum<A>>(p);
+    return {};
+  };
+  switch (p.acc) {
+    case DType::u8: return of(uint8_t{});
+    case DType::i32: return of(int32_t{});
+    case DType::f32: return of(float{});
+    case DType::f64: return of(double{});
+    default: return {};
+  }
+}
+
 // The fused kernel for a plan, or none: the engine then takes its general way.
 inline FusedChoice fused_choice_of(const Plan& p) {
   for (const Axis& a : p.axis)
     if (a.kind != AxisKind::sliding) return {};
-  if (p.lift != Lift::none || p.out != p.in || p.merge == Merge::scaled_sum ||
-      (p.finish != Finish::none && p.finish != Finish::divide))
-    return {};
+  if (p.merge == Merge::scaled_sum) return {};
+  const bool apart = p.inner == 1 && (p.x_stride[2] != 1 || p.y_stride[2] != 1);
+  if (p.inner == 1 && p.code == Code::none && (p.lift != Lift::none || apart)) return loaded_choice_of(p);
+  if (p.lift != Lift::none || p.out != p.in || (p.finish != Finish::none && p.finish != Finish::divide)) return {};
   if (p.code != Code::none) return coded_choice_of(p);
   switch (p.in) {
     case DType::u8:
@@ -149,37 +182,59 @@ inline FusedChoice fused_choice_of(const Plan& p) {
 
 // Output rows of a tile by a fused kernel.
 class FusedRows {
+  static constexpr i64 kLoadedBytes = 16 << 10;  // loaded rows stay in the L1 cache until their last window
+
+  // Where the rows of the window's planes lie, in bytes: row 0 of the first plane, and how far apart they are. They begin
+  // at column `first`.
+  struct Field {
+    const char* at;
+    i64 plane, row, first, cols;
+  };
+
   const Plan& p_;
   const Tile& t_;
   const FusedChoice choice_;
+  const DType type_;  // of the rows' elements
+  const i64 bytes_;
   const HasNaN has_nan_;
   const i64 unit_;                             // elements of a column, where the kernel sees single ones
   char *none_ = nullptr, *divisor_ = nullptr;  // a row that is absent; what each column divides by
   double rows_ = 0;                            // the divisor's other factor, for which divisor_ holds
   i64 first_ = -1;
   bool reciprocal_ = false;
-  ByteDivision bytes_;
+  ByteDivision in_bytes_;
   int32_t taps_[kFusedRows * 3];
   int32_t* first_column_ = nullptr;
   char* codes_ = nullptr;
+  char* loaded_ = nullptr;  // rows, as many of each plane
+  i64 loaded_row_ = 0, loaded_rows_ = 0;
+  Field field_{};
 
  public:
   FusedRows(const Plan& plan, const Tile& tile, Arena& arena)
       : p_(plan),
         t_(tile),
         choice_(fused_choice_of(plan)),
-        has_nan_(choice_.numbers ? has_nan_of(plan.in) : nullptr),
+        type_(choice_.loaded ? plan.acc : plan.in),
+        bytes_(size_of(type_)),
+        has_nan_(choice_.numbers ? has_nan_of(type_) : nullptr),
         unit_(choice_.pixels ? 1 : plan.inner) {
     if (!choice_.run) return;
     const i64 row = choice_.pixels ? p_.inner : p_.axis[2].n_in * unit_;
-    if (choice_.pixels || may_miss(p_.axis[0]) || may_miss(p_.axis[1])) none_ = arena.take(row * size_of(p_.in));
-    if (p_.finish == Finish::divide) divisor_ = arena.take(lower(p_.tile_w, p_.axis[2].n_out) * unit_ * 8 + 256);
+    if (choice_.pixels || may_miss(p_.axis[0]) || may_miss(p_.axis[1])) none_ = arena.take(row * bytes_);
+    if (choice_.loaded) {
+      const Axis &h = p_.axis[1], &w = p_.axis[2];
+      const i64 seen = lower((lower(p_.tile_w, w.n_out) - 1) * w.stride + (w.kernel - 1) * w.dilation + 1, w.n_in);
+      loaded_row_ = round_up(seen * bytes_ + 64, 64);
+      loaded_rows_ = higher(kLoadedBytes / (loaded_row_ * p_.axis[0].kernel), (h.kernel - 1) * h.dilation + 1);
+      loaded_ = arena.take(p_.axis[0].kernel * loaded_rows_ * loaded_row_);
+    } else if (p_.finish == Finish::divide) divisor_ = arena.take(lower(p_.tile_w, p_.axis[2].n_out) * unit_ * 8 + 256);
     if (p_.code != Code::none) {
       first_column_ = arena.take_array<int32_t>(lower(p_.tile_w, p_.axis[2].n_out) + 64);
       place_taps();
     }
     if (!arena.base || !none_) return;
-    with_type(p_.in, [&](auto tag) {
+    with_type(type_, [&](auto tag) {
       using T = typename decltype(tag)::type;
       T none{};
       if constexpr (kIsFloat<T> || kIsHalf<T>) {
@@ -192,18 +247,43 @@ class FusedRows {
     });
   }
   explicit operator bool() const { return choice_.run != nullptr; }
+  bool loads() const { return choice_.loaded; }
 
-  // Output rows [oh0, oh1), which lie y_step bytes apart from y on; other(oh) makes one that has met a NaN.
+  // Loads what output rows from oh on see of the tile, but not those from oh1 on. Returns the first row it is not enough
+  // for.
+  i64 load(InputRows& rows, i64 oh, i64 oh1) {
+    const Axis& h = p_.axis[1];
+    const i64 reach = (h.kernel - 1) * h.dilation + 1;
+    const i64 end = lower(oh1, oh + (loaded_rows_ - reach) / h.stride + 1);
+    const i64 start = window_of(h, oh).start, from = higher(0, start),
+              to = lower(h.n_in, window_of(h, end - 1).start + reach);
+    const Window wd = window_of(p_.axis[0], t_.od);
+    for (i64 t = wd.lo; t < wd.hi; ++t)
+      for (i64 r = from; r < to; ++r) {
+        Source source;
+        const Row into{loaded_ + (t * loaded_rows_ + r - start) * loaded_row_, nullptr};
+        rows.row(wd.at(t), r, 0, source, &into);
+      }
+    field_ = {loaded_ - start * loaded_row_, loaded_rows_ * loaded_row_, loaded_row_, t_.w_lo, t_.columns()};
+    return end;
+  }
+
+  // Output rows [oh0, oh1), which lie one after the other from y on; other(oh) makes one that has met a NaN.
   template <class F>
   void run(const Buffers& buffers, char* y, i64 oh0, i64 oh1, F&& other) {
     const Axis &h = p_.axis[1], &w = p_.axis[2];
-    const i64 bytes = size_of(p_.in), row = p_.x_stride[1] * bytes;
-    const char* x = static_cast<const char*>(buffers.x) + outer_offset(p_, p_.x_outer, t_.outer) * bytes;
     const Window wd = window_of(p_.axis[0], t_.od);
+    if (!choice_.loaded) {
+      const i64 plane = p_.x_stride[0] * bytes_;
+      const char* x = static_cast<const char*>(buffers.x) + outer_offset(p_, p_.x_outer, t_.outer) * bytes_;
+      field_ = {x + wd.start * plane, wd.step * plane, p_.x_stride[1] * bytes_, 0, w.n_in * unit_};
+    }
+    const i64 row = field_.row;
     FusedJob job;
-    job.cols = w.n_in * unit_, job.start = (t_.ow0 * w.stride - w.pad) * unit_, job.n = t_.outputs() * unit_;
-    job.y_step = p_.y_stride[1] * bytes;
-    job.in_order = p_.axis[0].kernel * p_.axis[1].kernel > 1 && job.cols * bytes < kPage;
+    job.cols = field_.cols, job.start = (t_.ow0 * w.stride - w.pad) * unit_ - field_.first;
+    job.n = t_.outputs() * unit_;
+    job.y_step = p_.y_stride[1] * size_of(p_.out);
+    job.in_order = !choice_.loaded && p_.axis[0].kernel * p_.axis[1].kernel > 1 && job.cols * bytes_ < kPage;
     job.inner = p_.inner, job.pitch = p_.x_stride[2], job.y_pitch = p_.y_stride[2], job.stride = w.stride;
     job.dilation = w.dilation, job.none = none_;
     if (first_column_) place_codes(buffers, job);
@@ -215,7 +295,7 @@ class FusedRows {
       if (has_nan_) {
         const i64 own = !known ? end : lower(end, wh.at(wh.taps - (wh.step == 1 ? w.stride : 1)));
         for (i64 r = higher(higher(0, wh.start), looked); r < own; ++r)
-          if (any_nan(x, wd, r)) clean_from = r + 1;
+          if (any_nan(wd, r)) clean_from = r + 1;
         looked = higher(looked, own);
       }
       job.count = 1;
@@ -230,7 +310,7 @@ class FusedRows {
       int i = 0;
       for (i64 d = 0; d < wd.taps; ++d) {
         const bool plane = d >= wd.lo && d < wd.hi;
-        const char* from = x + wd.at(d) * p_.x_stride[0] * bytes + wh.start * row;
+        const char* from = field_.at + d * field_.plane + wh.start * row;
         for (i64 t = 0; t < wh.taps; ++t, from += step, ++i) {
           const bool there = plane && t >= wh.lo && t < wh.hi;
           job.rows[i] = there ? from : none_;
@@ -239,8 +319,8 @@ class FusedRows {
       }
       job.y = y + (oh - oh0) * job.y_step;
       if (first_column_) place_codes_of(oh, wd, wh, job);
-      job.by.divisor = p_.finish == Finish::divide ? divisor_row(oh) : nullptr;  // which also says what it holds
-      job.by.reciprocal = reciprocal_, job.by.bytes = bytes_;
+      job.by.divisor = divisor_ ? divisor_row(oh) : nullptr;  // which also says what it holds
+      job.by.reciprocal = reciprocal_, job.by.bytes = in_bytes_;
       looked = higher(looked, end + (job.count - 1) * h.stride);
       if (!choice_.run(job)) continue;
       for (i64 r = 0; r < job.count; ++r) other(oh + r);
@@ -278,10 +358,9 @@ class FusedRows {
   }
 
   // Row h of the window's planes.
-  bool any_nan(const char* x, const Window& d, i64 h) const {
+  bool any_nan(const Window& d, i64 h) const {
     bool any = false;
-    for (i64 t = d.lo; t < d.hi; ++t)
-      any |= has_nan_(x + (d.at(t) * p_.x_stride[0] + h * p_.x_stride[1]) * size_of(p_.in), p_.axis[2].n_in * unit_);
+    for (i64 t = d.lo; t < d.hi; ++t) any |= has_nan_(field_.at + t * field_.plane + h * field_.row, field_.cols);
     return any;
   }
   static bool may_miss(const Axis& a) {  // whether some window has a tap outside the data
@@ -323,7 +402,7 @@ class FusedRows {
       p_.acc == DType::f64 ? put(reinterpret_cast<double*>(divisor_)) : put(reinterpret_cast<float*>(divisor_));
       const i64 taps = p_.axis[0].kernel * p_.axis[1].kernel * p_.axis[2].kernel;
       const bool whole = even && p_.in == DType::u8 && last >= 1 && last < 65536 && last == double(i64(last));
-      bytes_ = whole ? ByteDivision(i64(last), taps * 255) : ByteDivision{};
+      in_bytes_ = whole ? ByteDivision(i64(last), taps * 255) : ByteDivision{};
     }
     return divisor_;
   }

@@ -69,6 +69,8 @@ class OutputRow {
     }
   }
 
+  bool merged_in_place() const { return merged_in_place_; }
+
   // Output row oh, where it lies.
   char* row(i64 oh) const { return y_ + oh * p_.y_stride[1] * bytes_; }
 

@@ -55,6 +55,8 @@ class VerticalMerge {
     for (Row& r : spare_) r = doubling_ ? take_row(arena, k_, n) : Row{};
   }
 
+  InputRows& rows() { return rows_; }
+
   // After the tile's columns have changed.
   void place(const Buffers& buffers) {
     rows_.place(buffers);
