@@ -137,6 +137,10 @@ def test_elements_far_apart(window, reduction, dtype):
         for apart in (every_second, backwards, as_columns):
             with ap.backends.use("native"):
                 assert tolerance.same_bits(ap.pool(apart, reduction, **axes, **kwargs), wanted), which
+        out = np.zeros((*wanted.shape, 3), wanted.dtype)[..., 1]
+        with ap.backends.use("native"):
+            assert tolerance.same_bits(ap.pool(x, reduction, out=out, **axes, **kwargs), wanted), which
+        assert not out.base[..., 0].any() and not out.base[..., 2].any()
         if dtype == "float32":
             assert kernel in ap.explain(ap.pool, every_second, reduction, **axes, **kwargs).kernel
 

@@ -19,16 +19,16 @@ ANYPOOL_INLINE double small_power(double x, int n) {  // n <= 3, without a branc
 }
 ANYPOOL_INLINE float absolute(float x) { return __builtin_fabsf(x); }
 ANYPOOL_INLINE double absolute(double x) { return __builtin_fabs(x); }
-// v[i] = f(v[i]), f being given vectors.
+// v[i] = f(x[i]), f being given vectors; v may be x.
 template <class T, class F>
-ANYPOOL_INLINE void each(T* v, i64 n, F&& f) {
+ANYPOOL_INLINE void each(T* v, const T* x, i64 n, F&& f) {
   using V = Vec<T, kLanes<T>>;
   i64 i = 0;
-  for (; i + kLanes<T> <= n; i += kLanes<T>) store(v + i, f(load<V>(v + i)));
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store(v + i, f(load<V>(x + i)));
   if (i == n) return;
   V rest{};
   const size_t bytes = size_t(n - i) * sizeof(T);
-  __builtin_memcpy(&rest, v + i, bytes);
+  __builtin_memcpy(&rest, x + i, bytes);
   rest = f(rest);
   __builtin_memcpy(v + i, &rest, bytes);
 }
@@ -37,25 +37,26 @@ ANYPOOL_INLINE V magnitude(V x) {  // 0.0 for -0.0, too
   return max_of_numbers(x, -x) + V{};
 }
 template <class T>
-void lift_powers(T* v, i64 n, Lift lift, double p) {  // |x|^p, or x^p for odd p
+void lift_powers(T* v, const T* x, i64 n, Lift lift, double p) {  // |x|^p, or x^p for odd p; v may be x
   using V = Vec<T, kLanes<T>>;
   const bool keep_sign = lift == Lift::signed_power;
   const i64 whole = lift == Lift::absolute ? 1 : i64(p);
   if (lift != Lift::absolute && (p != double(whole) || whole > 16)) {
     for (i64 i = 0; i < n; ++i) {
-      double a = pow(fabs(double(v[i])), p);
-      v[i] = T(keep_sign && v[i] < 0 ? -a : a);
+      double a = pow(fabs(double(x[i])), p);
+      v[i] = T(keep_sign && x[i] < 0 ? -a : a);
     }
   } else if (whole == 2) {
-    each(v, n, [](V x) { return x * x; });
+    each(v, x, n, [](V a) { return a * a; });
   } else if (keep_sign) {
-    whole == 3 ? each(v, n, [](V x) { return x * (x * x); }) : each(v, n, [&](V x) { return integer_power(x, whole); });
+    whole == 3 ? each(v, x, n, [](V a) { return a * (a * a); })
+               : each(v, x, n, [&](V a) { return integer_power(a, whole); });
   } else if (whole == 1) {
-    for (i64 i = 0; i < n; ++i) v[i] = absolute(v[i]);
+    each(v, x, n, [](V a) { return magnitude(a); });
   } else if (whole == 3) {
-    each(v, n, [](V x) { return magnitude(x) * (x * x); });
+    each(v, x, n, [](V a) { return magnitude(a) * (a * a); });
   } else {
-    each(v, n, [&](V x) { return integer_power(magnitude(x), whole); });
+    each(v, x, n, [&](V a) { return integer_power(magnitude(a), whole); });
   }
 }
 
@@ -107,7 +108,8 @@ void finish_roots(T* v, i64 n, double p) {  // sign(s) |s|^(1/p)
   if (p == 1) return;
   if (p == 3) return finish_cube_roots(v, n);
   if (p == 2) {  // no sum of squares is negative; rounded once, as in double
-    for (i64 i = 0; i < n; ++i) v[i] = kSame<T, float> ? T(__builtin_sqrtf(float(v[i]))) : T(__builtin_sqrt(double(v[i])));
+    for (i64 i = 0; i < n; ++i)
+      v[i] = kSame<T, float> ? T(__builtin_sqrtf(float(v[i]))) : T(__builtin_sqrt(double(v[i])));
     return;
   }
   for (i64 i = 0; i < n; ++i) {

@@ -33,7 +33,7 @@ class Engine {
         vertical_(plan, kernel, tile_, arena_, cols_ * elements_),
         horizontal_(plan, kernel, tile_, arena_, cols_, elements_),
         output_(plan, kernel, tile_, arena_, lower(plan.tile_w, plan.axis[2].n_out) * elements_),
-        fused_(plan, tile_, arena_) {}
+        fused_(plan, tile_, vertical_.rows(), arena_) {}
   i64 scratch_bytes() const { return arena_.used; }
   i64 tasks_of_plane() const {
     return p_.axis[0].n_out * ceil_div(p_.axis[1].n_out, p_.rows_block) * ceil_div(p_.axis[2].n_out, p_.tile_w);
@@ -106,7 +106,7 @@ class Engine {
   void loaded_rows(const Buffers& buffers, i64 oh0, i64 oh1) {
     place(buffers);
     for (i64 oh = oh0, end; oh < oh1; oh = end) {
-      end = fused_.load(vertical_.rows(), oh, oh1);
+      end = fused_.load(oh, oh1);
       const i64 at_once = output_.merged_in_place() ? end - oh : 1;
       for (i64 first = oh, pitch; first < end; first += at_once) {
         fused_.run(buffers, output_.target(first, pitch).a, first, first + at_once, [&](i64 o) { merge(buffers, o); });

@@ -133,8 +133,8 @@ inline FusedChoice coded_choice_of(const Plan& p) {
 template <class A, class Op>
 FusedChoice choice_over_loaded(const Plan& p) {
   const Axis& w = p.axis[2];
-  return {kernel_over_rows<A, Op>(p.axis[0].kernel, p.axis[1].kernel, w.kernel, w.stride, w.dilation), false,
-          Op::kNumbersOnly, true};
+  const auto run = kernel_over_rows<A, Op>(p.axis[0].kernel, p.axis[1].kernel, w.kernel, w.stride, w.dilation);
+  return run ? FusedChoice{run, false, Op::kNumbersOnly, true} : FusedChoice{};
 }
 // For rows that lie in scratch, in the type in which they are merged.
 inline FusedChoice loaded_choice_of(const Plan& p) {
@@ -193,6 +193,7 @@ class FusedRows {
 
   const Plan& p_;
   const Tile& t_;
+  InputRows& input_;
   const FusedChoice choice_;
   const DType type_;  // of the rows' elements
   const i64 bytes_;
@@ -202,7 +203,7 @@ class FusedRows {
   double rows_ = 0;                            // the divisor's other factor, for which divisor_ holds
   i64 first_ = -1;
   bool reciprocal_ = false;
-  ByteDivision in_bytes_;
+  ByteDivision byte_division_;
   int32_t taps_[kFusedRows * 3];
   int32_t* first_column_ = nullptr;
   char* codes_ = nullptr;
@@ -211,9 +212,10 @@ class FusedRows {
   Field field_{};
 
  public:
-  FusedRows(const Plan& plan, const Tile& tile, Arena& arena)
+  FusedRows(const Plan& plan, const Tile& tile, InputRows& input, Arena& arena)
       : p_(plan),
         t_(tile),
+        input_(input),
         choice_(fused_choice_of(plan)),
         type_(choice_.loaded ? plan.acc : plan.in),
         bytes_(size_of(type_)),
@@ -228,7 +230,9 @@ class FusedRows {
       loaded_row_ = round_up(seen * bytes_ + 64, 64);
       loaded_rows_ = higher(kLoadedBytes / (loaded_row_ * p_.axis[0].kernel), (h.kernel - 1) * h.dilation + 1);
       loaded_ = arena.take(p_.axis[0].kernel * loaded_rows_ * loaded_row_);
-    } else if (p_.finish == Finish::divide) divisor_ = arena.take(lower(p_.tile_w, p_.axis[2].n_out) * unit_ * 8 + 256);
+    } else if (p_.finish == Finish::divide) {
+      divisor_ = arena.take(lower(p_.tile_w, p_.axis[2].n_out) * unit_ * 8 + 256);
+    }
     if (p_.code != Code::none) {
       first_column_ = arena.take_array<int32_t>(lower(p_.tile_w, p_.axis[2].n_out) + 64);
       place_taps();
@@ -249,9 +253,9 @@ class FusedRows {
   explicit operator bool() const { return choice_.run != nullptr; }
   bool loads() const { return choice_.loaded; }
 
-  // Loads what output rows from oh on see of the tile, but not those from oh1 on. Returns the first row it is not enough
-  // for.
-  i64 load(InputRows& rows, i64 oh, i64 oh1) {
+  // Loads what output rows [oh, oh1) see of the tile, and returns the first of them that it has no room for.
+  i64 load(i64 oh, i64 oh1) {
+    if (input_.direct()) return oh1;
     const Axis& h = p_.axis[1];
     const i64 reach = (h.kernel - 1) * h.dilation + 1;
     const i64 end = lower(oh1, oh + (loaded_rows_ - reach) / h.stride + 1);
@@ -262,7 +266,8 @@ class FusedRows {
       for (i64 r = from; r < to; ++r) {
         Source source;
         const Row into{loaded_ + (t * loaded_rows_ + r - start) * loaded_row_, nullptr};
-        rows.row(wd.at(t), r, 0, source, &into);
+        input_.prefetch(wd.at(t), r + loaded_rows_);  // nothing is read while these are merged
+        input_.row(wd.at(t), r, 0, source, &into);
       }
     field_ = {loaded_ - start * loaded_row_, loaded_rows_ * loaded_row_, loaded_row_, t_.w_lo, t_.columns()};
     return end;
@@ -273,7 +278,7 @@ class FusedRows {
   void run(const Buffers& buffers, char* y, i64 oh0, i64 oh1, F&& other) {
     const Axis &h = p_.axis[1], &w = p_.axis[2];
     const Window wd = window_of(p_.axis[0], t_.od);
-    if (!choice_.loaded) {
+    if (!choice_.loaded || input_.direct()) {
       const i64 plane = p_.x_stride[0] * bytes_;
       const char* x = static_cast<const char*>(buffers.x) + outer_offset(p_, p_.x_outer, t_.outer) * bytes_;
       field_ = {x + wd.start * plane, wd.step * plane, p_.x_stride[1] * bytes_, 0, w.n_in * unit_};
@@ -320,7 +325,7 @@ class FusedRows {
       job.y = y + (oh - oh0) * job.y_step;
       if (first_column_) place_codes_of(oh, wd, wh, job);
       job.by.divisor = divisor_ ? divisor_row(oh) : nullptr;  // which also says what it holds
-      job.by.reciprocal = reciprocal_, job.by.bytes = in_bytes_;
+      job.by.reciprocal = reciprocal_, job.by.bytes = byte_division_;
       looked = higher(looked, end + (job.count - 1) * h.stride);
       if (!choice_.run(job)) continue;
       for (i64 r = 0; r < job.count; ++r) other(oh + r);
@@ -402,7 +407,7 @@ class FusedRows {
       p_.acc == DType::f64 ? put(reinterpret_cast<double*>(divisor_)) : put(reinterpret_cast<float*>(divisor_));
       const i64 taps = p_.axis[0].kernel * p_.axis[1].kernel * p_.axis[2].kernel;
       const bool whole = even && p_.in == DType::u8 && last >= 1 && last < 65536 && last == double(i64(last));
-      in_bytes_ = whole ? ByteDivision(i64(last), taps * 255) : ByteDivision{};
+      byte_division_ = whole ? ByteDivision(i64(last), taps * 255) : ByteDivision{};
     }
     return divisor_;
   }

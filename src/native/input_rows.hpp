@@ -38,7 +38,7 @@ class InputRows {
   const Tile& t_;
   const i64 bytes_;
   const Convert load_;
-  const bool direct_;
+  const bool direct_, lifts_at_once_;  // where the rows lie; powers, from there
   Row kept_[kKept];
   double *aux_, *divisor_w_;                 // divisor_w_: of each column, in an adjoint
   i64 divisor_from_ = -1, divisor_to_ = -1;  // the columns that it holds
@@ -54,7 +54,9 @@ class InputRows {
         bytes_(size_of(plan.in)),
         load_(converter(plan.in, plan.acc)),
         direct_(plan.lift == Lift::none && plan.in == plan.acc &&
-                (plan.inner == 1 ? plan.x_stride[2] == 1 || plan.axis[2].n_in == 1 : plan.x_stride[3] == 1)) {
+                (plan.inner == 1 ? plan.x_stride[2] == 1 || plan.axis[2].n_in == 1 : plan.x_stride[3] == 1)),
+        lifts_at_once_(plan.lift >= Lift::absolute && plan.lift <= Lift::signed_power && plan.in == plan.acc &&
+                       plan.acc >= DType::f32 && plan.inner == 1 && plan.x_stride[2] == 1) {
     for (Row& r : kept_) r = direct_ ? Row{} : take_row(arena, k_, n);
     aux_ = p_.lift >= Lift::over_power ? arena.take_array<double>(n) : nullptr;
     const bool divides = p_.lift == Lift::over_divisor && p_.divisor != Divisor::constant;
@@ -81,23 +83,40 @@ class InputRows {
 
   // The tile's columns of row (d, h), lifted. `into` is where to keep a loaded row; else it lasts for a few more.
   void row(i64 d, i64 h, i64 add, Source& source, const Row* into = nullptr) {
-    char* from = const_cast<char*>(x_) + (d * p_.x_stride[0] + h * p_.x_stride[1] + t_.w_lo * p_.x_stride[2]) * bytes_;
+    char* from = const_cast<char*>(place_of(d, h));
     if (direct_) return set(source, from, nullptr, add, p_.x_stride[2]);
     const Row& to = into ? *into : kept_[next_++ % kKept];
+    if (lifts_at_once_) {
+      const auto on = [&](auto zero) {
+        using T = decltype(zero);
+        lift_powers(reinterpret_cast<T*>(to.a), reinterpret_cast<const T*>(from), t_.columns(), p_.lift, p_.p);
+      };
+      p_.acc == DType::f32 ? on(float{}) : on(double{});
+      return set(source, to.a, nullptr, add, t_.cb);
+    }
     copy_columns(load_, {to.a, k_.a_bytes, t_.cb, 1}, {from, bytes_, p_.x_stride[2], p_.x_stride[3]}, t_.columns(),
                  t_.cb, p_.inner > 1);
     if (p_.lift != Lift::none) lift(to, d, h);
     set(source, to.a, k_.coded ? nullptr : to.b, add, t_.cb);
   }
+  // Row (d, h) will be wanted; it need not exist. Not a call: GCC finds that one has no effect, and leaves it out.
+  ANYPOOL_INLINE void prefetch(i64 d, i64 h) const {
+    if (p_.inner > 1 || p_.x_stride[2] != 1) return;
+    const char* row = place_of(d, h);
+    for (i64 b = 0; b < t_.columns() * bytes_; b += 64) __builtin_prefetch(row + b, 0, 2);
+  }
 
  private:
+  const char* place_of(i64 d, i64 h) const {
+    return x_ + (d * p_.x_stride[0] + h * p_.x_stride[1] + t_.w_lo * p_.x_stride[2]) * bytes_;
+  }
   void lift(Row row, i64 d, i64 h) {
     const i64 n = t_.columns() * t_.cb;
     if (k_.b_bytes && !k_.coded)
       return lift_scaled(reinterpret_cast<double*>(row.a), reinterpret_cast<double*>(row.b), d, h, n);
     if (p_.lift == Lift::over_power) return over_power(reinterpret_cast<double*>(row.a), d, h, n);
     const auto on = [&](auto* v) {
-      p_.lift == Lift::over_divisor ? over_divisor(v, d, h, n) : lift_powers(v, n, p_.lift, p_.p);
+      p_.lift == Lift::over_divisor ? over_divisor(v, d, h, n) : lift_powers(v, v, n, p_.lift, p_.p);
     };
     p_.acc == DType::f32 ? on(reinterpret_cast<float*>(row.a)) : on(reinterpret_cast<double*>(row.a));
   }
