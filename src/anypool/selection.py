@@ -143,6 +143,8 @@ class Selected:
         array = array_argument(name, value, self.where)
         if array.dtype.kind not in kinds and not ("f" in kinds and is_float(array.dtype)):
             raise TypeError(f"{name} must be {words}, got dtype {array.dtype} ({self.where})")
+        if array.shape == x.shape:
+            return array
         array = array.reshape(broadcast_shape(name, array.shape, x.shape))
         sizes: list[int] = list(array.shape)
         for axis in self.axes:

@@ -6,9 +6,12 @@
 namespace anypool {
 namespace {
 
-// Masked: what a byte beside it leaves out is absent.
-template <class T, class Op, int KD, int KH, int KW, int S, int DW = 1, bool Masked = false>
+// What lies beside the rows: nothing; bytes, and what they leave out is absent; or these, to be counted as well.
+enum class Beside { nothing, mask, counted_mask };
+
+template <class T, class Op, int KD, int KH, int KW, int S, int DW = 1, Beside B = Beside::nothing>
 class Fused {
+  static constexpr bool Masked = B != Beside::nothing, Counted = B == Beside::counted_mask;
   using A = typename Op::A;
   static constexpr int L = kLanes<A>;
   using V = Vec<A, L>;
@@ -25,9 +28,10 @@ class Fused {
   static ANYPOOL_INLINE V none() { return splat<V>(Op::identity().a); }
 
   // Of the rows of the window, merged: d within h, as the engine does.
+  template <class Merge = Op>
   static ANYPOOL_INLINE V over_rows(const V* v) {
-    return merged_taps<Op, 0, KH>([&](auto h) {
-      return merged_taps<Op, 0, KD>([&](auto d) { return v[decltype(d)::value * KH + decltype(h)::value]; });
+    return merged_taps<Merge, 0, KH>([&](auto h) {
+      return merged_taps<Merge, 0, KD>([&](auto d) { return v[decltype(d)::value * KH + decltype(h)::value]; });
     });
   }
   // L columns merged over the window's rows; what lies outside a row is absent.
@@ -91,29 +95,60 @@ class Fused {
     for (int s = 0; s < S; ++s) v[s] = column(c + s * L, parts[s], nan);
     p.set(v);
   }
+  // How many inputs of L columns count, over the window's rows.
+  ANYPOOL_INLINE V count(i64 c) const {
+    V v[KD * KH];
+    for (int i = 0; i < KD * KH; ++i) v[i] = Memory::ones_where(masks_[i] + c);
+    return over_rows<Sum<A>>(v);
+  }
+  ANYPOOL_INLINE V count(i64 c, const Part& part) const {
+    if (part.empty()) return V{};
+    V v[KD * KH];
+    for (int i = 0; i < KD * KH; ++i) v[i] = Memory::ones_part_where(masks_[i] + c, part);
+    return over_rows<Sum<A>>(v);
+  }
+  template <class... Parts>
+  ANYPOOL_INLINE void counts(i64 c, Phases& p, const Parts*... parts) const {
+    V v[S];
+    for (int s = 0; s < S; ++s) v[s] = count(c + s * L, parts[s]...);
+    p.set(v);
+  }
+  static ANYPOOL_INLINE void store_counts(uint8_t* to, V v) {
+    using Whole = decltype(v != v);  // integers of the same size, on the way to bytes
+    store(to, __builtin_convertvector(__builtin_convertvector(v, Whole), Vec<uint8_t, L>));
+  }
+  template <class Merge = Op>
   static ANYPOOL_INLINE V over_w(const Phases& here, const Phases& next) {
-    return merged_taps<Op, 0, KW>([&](auto tap) {
+    return merged_taps<Merge, 0, KW>([&](auto tap) {
       constexpr int at = decltype(tap)::value * DW;
       return Slide<V, at / S, L>::run(here.v[at % S], next.v[at % S]);
     });
   }
 
-  ANYPOOL_INLINE void row(T* y) {
+  ANYPOOL_INLINE void row(T* y, uint8_t* n) {
     // What the loop needs of the object, as locals: a store to y might change any member, as far as the compiler knows.
     // The last columns have NaNs of their own, so that those of the loop stay in a register.
     NaNs<A, L> nan, at_ends;
     const FusedDivisor by = job_.by;
     const i64 whole = whole_, start = job_.start;
-    Phases here, next;
-    if (starts_inside_)
+    Phases here, next, counts_here, counts_next;
+    if (starts_inside_) {
       phases(start, here, nan);
-    else
+      if constexpr (Counted) counts(start, counts_here);
+    } else {
       phases(start, first_, here, at_ends);
+      if constexpr (Counted) counts(start, counts_here, first_);
+    }
     i64 o = 0, c = start + L * S;
     for (; o < whole; o += L, c += L * S) {
       phases(c, next, nan);
       Memory::store(y + o, finished<L>(over_w(here, next), by, o));
       here = next;
+      if constexpr (Counted) {
+        counts(c, counts_next);
+        store_counts(n + o, over_w<Sum<A>>(counts_here, counts_next));
+        counts_here = counts_next;
+      }
     }
     for (int t = 0; t < tails_; ++t, o += L, c += L * S) {
       phases(c, tail_[t], next, at_ends);
@@ -123,6 +158,11 @@ class Fused {
       else
         Memory::store_part(y + o, v, last_);
       here = next;
+      if constexpr (Counted) {
+        counts(c, counts_next, tail_[t]);
+        store_counts(n + o, over_w<Sum<A>>(counts_here, counts_next));
+        counts_here = counts_next;
+      }
     }
     nan_.add(nan);
     nan_.add(at_ends);
@@ -144,10 +184,12 @@ class Fused {
   static bool run(const FusedJob& job) {
     Fused f(job);
     char* y = job.y;
+    uint8_t* counts = Counted ? job.counts : nullptr;
     for (i64 r = 0; r < job.count; ++r, y += job.y_step) {
       for (int i = 0; S > 1 && job.in_order && i < KD * KH; ++i)
         if (i % KH >= KH - S) read_in_order(f.rows_[i], job.cols * i64(sizeof(T)));
-      f.row(reinterpret_cast<T*>(y));
+      f.row(reinterpret_cast<T*>(y), counts);
+      if (Counted) counts += job.counts_step;
       for (int i = 0; i < KD * KH; ++i)
         f.rows_[i] = reinterpret_cast<const T*>(reinterpret_cast<const char*>(f.rows_[i]) + job.step[i]);
       for (int i = 0; Masked && i < KD * KH; ++i) f.masks_[i] += job.mask_step[i];

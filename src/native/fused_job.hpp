@@ -86,6 +86,8 @@ struct FusedJob {
   // Where not all inputs count: bytes beside the rows, and how much further those of the next output row lie.
   const uint8_t* masks[kFusedRows];
   i64 mask_step[kFusedRows];
+  uint8_t* counts;  // how many of each output; rows are written in order, each up to a vector too far
+  i64 counts_step;
 };
 // Returns whether it met a NaN in the rows that the output row before has not seen, the last ones of each plane, as many
 // as the stride on w; the outputs are worth nothing then. Sums and integers never do, nor do kernels over channels.

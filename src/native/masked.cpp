@@ -223,8 +223,10 @@ void Masked::run(const Buffers& buffers, i64 begin, i64 end, char* scratch) cons
       merge(u, &Passes::values, m, m.x, divides_ ? m.state - in_scratch * size_of(p_.acc) : y);
     }
     if (selects_ && settle_ties(buffers, u, m, y)) continue;
-    if (fused_) leave_out(buffers, u, m, false);
-    merge(u, &Passes::counts, m, m.valid, m.counts - in_scratch * size_of(full_.counts.plan.out));
+    if (!fused_ || selects_) {  // else they are there
+      if (fused_) leave_out(buffers, u, m, false);
+      merge(u, &Passes::counts, m, m.valid, m.counts - in_scratch * size_of(full_.counts.plan.out));
+    }
     finish(job, u, m, y);
   }
 }
@@ -256,9 +258,10 @@ void Masked::merge_masked(const Buffers& buffers, const Unit& u, const Memory& m
       const i64 x = outer_offset(p_, p_.x_outer, u.outer + plane),
                 mask = outer_offset(p_, p_.aux_outer, u.outer + plane);
       const i64 at = plane * (divides_ ? y_plane_ : last_stride(p_, p_.y_outer)) + (od - u.od0) * step[0];
-      mask_kernels_.block(
-          p_, {static_cast<const char*>(buffers.x) + x * bytes, static_cast<const uint8_t*>(buffers.aux) + mask,
-               to + at * bytes, step[1] * bytes, od, u.oh0, u.oh1, zeros_.data()});
+      mask_kernels_.block(p_, {static_cast<const char*>(buffers.x) + x * bytes,
+                               static_cast<const uint8_t*>(buffers.aux) + mask, to + at * bytes, step[1] * bytes,
+                               reinterpret_cast<uint8_t*>(m.counts) + plane * y_plane_ + (od - u.od0) * y_[0], y_[1],
+                               od, u.oh0, u.oh1, zeros_.data()});
     }
 }
 

@@ -1,14 +1,14 @@
-// The common small windows, with the mask loaded beside each row: nothing is copied.
+// The common small windows, with the mask loaded beside each row: nothing is copied. Sums also count what they add up.
 #pragma once
 #include "fused.hpp"
 
 namespace anypool {
 namespace {
 
-template <class T, class Op>
+template <class T, class Op, Beside B>
 FusedKernel masked_kernel(i64 kd, i64 kh, i64 kw, i64 s) {
 #define ANYPOOL_MASKED(KD, KH, KW, S) \
-  if (kd == KD && kh == KH && kw == KW && s == S) return Fused<T, Op, KD, KH, KW, S, 1, true>::run;
+  if (kd == KD && kh == KH && kw == KW && s == S) return Fused<T, Op, KD, KH, KW, S, 1, B>::run;
   ANYPOOL_MASKED(1, 1, 2, 2)
   ANYPOOL_MASKED(1, 1, 3, 1)
   ANYPOOL_MASKED(1, 1, 3, 2)
@@ -24,9 +24,9 @@ FusedKernel masked_kernel(const Plan& p) {
   if constexpr (kLanes<T> >= 3) {
     const i64 kd = p.axis[0].kernel, kh = p.axis[1].kernel, kw = p.axis[2].kernel, s = p.axis[2].stride;
     switch (p.merge) {
-      case Merge::max: return masked_kernel<T, Select<T, true>>(kd, kh, kw, s);
-      case Merge::min: return masked_kernel<T, Select<T, false>>(kd, kh, kw, s);
-      default: return masked_kernel<T, Sum<T>>(kd, kh, kw, s);
+      case Merge::max: return masked_kernel<T, Select<T, true>, Beside::mask>(kd, kh, kw, s);
+      case Merge::min: return masked_kernel<T, Select<T, false>, Beside::mask>(kd, kh, kw, s);
+      default: return masked_kernel<T, Sum<T>, Beside::counted_mask>(kd, kh, kw, s);
     }
   }
   return nullptr;
@@ -50,7 +50,7 @@ inline void masked_block(const Plan& p, const MaskedBlock& b) {
   const i64 bytes = size_of(p.in), row = p.x_stride[1] * bytes;
   const Window wd = window_of(p.axis[0], b.od);
   FusedJob job{};
-  job.cols = w.n_in, job.start = -w.pad, job.n = w.n_out, job.y_step = b.y_step;
+  job.cols = w.n_in, job.start = -w.pad, job.n = w.n_out, job.y_step = b.y_step, job.counts_step = b.counts_step;
   job.in_order = p.axis[0].kernel * h.kernel > 1 && job.cols * bytes < kPage;
   const FusedKernel run = masked_kernel_of(p);
   for (i64 oh = b.oh0; oh < b.oh1; oh += job.count) {
@@ -66,7 +66,7 @@ inline void masked_block(const Plan& p, const MaskedBlock& b) {
         job.step[i] = there ? h.stride * row : 0;
         job.mask_step[i] = there ? h.stride * p.aux_stride[1] : 0;
       }
-    job.y = b.y + (oh - b.oh0) * b.y_step;
+    job.y = b.y + (oh - b.oh0) * b.y_step, job.counts = b.counts + (oh - b.oh0) * b.counts_step;
     run(job);
   }
 }

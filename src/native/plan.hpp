@@ -122,12 +122,14 @@ struct KernelTable {
   void (*select_backward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
 };
 
-// Output rows [oh0, oh1) of depth od of one plane, windows merged over what counts; not divided.
+// Output rows [oh0, oh1) of depth od of one plane, windows merged over what counts; not divided. Of sums also the counts.
 struct MaskedBlock {
   const char* x;        // of the plane
   const uint8_t* mask;  // of the plane
   char* y;              // where row oh0 begins
   i64 y_step;           // from row to row, in bytes
+  uint8_t* counts;
+  i64 counts_step;
   i64 od, oh0, oh1;
   const uint8_t* zeros;  // as many as a row has elements
 };
