@@ -44,18 +44,22 @@ class Engine {
     const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
     const i64 tiles = ceil_div(w.n_out, p_.tile_w), blocks = ceil_div(h.n_out, p_.rows_block),
               chunks = ceil_div(p_.inner, p_.tile_c);
-    for (i64 task = begin; task < end; ++task) {
-      i64 rest = task;
-      const auto next = [&](i64 n) {
-        const i64 i = rest % n;
-        rest /= n;
-        return i;
-      };
-      tile_.ow0 = next(tiles) * p_.tile_w;
-      const i64 oh0 = next(blocks) * p_.rows_block;
-      tile_.od = next(d.n_out);
-      tile_.c0 = next(chunks) * p_.tile_c;
-      tile_.outer = rest;
+    // Divided once, then counted: a task may be a plane of few rows.
+    const i64 sizes[] = {tiles, blocks, d.n_out, chunks};
+    i64 at[5] = {};
+    at[4] = begin;
+    for (int i = 0; i < 4; ++i) at[i] = at[4] % sizes[i], at[4] /= sizes[i];
+    const auto next = [&] {
+      int i = 0;
+      while (i < 4 && at[i] + 1 == sizes[i]) at[i++] = 0;
+      ++at[i];
+    };
+    for (i64 task = begin; task < end; ++task, next()) {
+      tile_.ow0 = at[0] * p_.tile_w;
+      const i64 oh0 = at[1] * p_.rows_block;
+      tile_.od = at[2];
+      tile_.c0 = at[3] * p_.tile_c;
+      tile_.outer = at[4];
       tile_.ow1 = lower(tile_.ow0 + p_.tile_w, w.n_out);
       tile_.cb = lower(p_.tile_c, p_.inner - tile_.c0);
       const i64 oh1 = lower(oh0 + p_.rows_block, h.n_out);

@@ -59,8 +59,12 @@ class SelectBackward {
       return;
     }
     const i64 taps = d.kernel * h.kernel * w.kernel;
-    if (p_.inner == 1 && p_.in == kAcc && p_.out == kAcc && taps <= kMostCodes && apart(d) && apart(h) && apart(w))
-      place_of_code_ = arena_.take_array<i64>(taps);
+    if (p_.inner != 1 || p_.in != kAcc || p_.out != kAcc || taps > kMostCodes || !apart(d) || !apart(h) || !apart(w))
+      return;
+    place_of_code_ = arena_.take_array<i64>(h.kernel * w.kernel);
+    for (i64 th = 0; arena_.base && th < h.kernel; ++th)
+      for (i64 tw = 0; tw < w.kernel; ++tw)
+        place_of_code_[th * w.kernel + tw] = th * h.dilation * p_.y_stride[1] + tw * w.dilation * p_.y_stride[2];
   }
   i64 scratch_bytes() const { return arena_.used; }
 
@@ -131,7 +135,9 @@ class SelectBackward {
     const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
     A* y = static_cast<A*>(buf_.y) + offset(p_.y_outer, p_.y_stride, id, 0);
     const i64 row = p_.y_stride[1], column = p_.y_stride[2];
-    for (i64 ih = begin; ih < end; ++ih) {
+    const bool whole = column == 1 && row == w.n_in;
+    if (whole) fill(reinterpret_cast<char*>(y + begin * row), (end - begin) * row, A(0));
+    for (i64 ih = begin; ih < end && !whole; ++ih) {
       if (column == 1)
         fill(reinterpret_cast<char*>(y + ih * row), w.n_in, A(0));
       else
@@ -142,25 +148,37 @@ class SelectBackward {
     if (od0 > od1) return;
     const i64 td = tap_of(d, od0, id);
     if (td < 0) return;
-    for (i64 th = 0; th < h.kernel; ++th)
-      for (i64 tw = 0; tw < w.kernel; ++tw)
-        place_of_code_[th * w.kernel + tw] = th * h.dilation * row + tw * w.dilation * column;
     candidates(h, begin, oh0, unused);
     candidates(h, end - 1, unused, oh1);
+    const A* grad = static_cast<const A*>(buf_.x) + offset(p_.x_outer, p_.x_stride, od0, 0);
+    const i64 code = offset(p_.code_outer, p_.code_stride, od0, 0), first = td * h.kernel * w.kernel;
     for (i64 oh = oh0; oh <= oh1; ++oh) {
-      Seen seen;
-      output_row(od0, oh, td * h.kernel * w.kernel, seen);
       const Window wh = window_of(h, oh);
       const bool inside = wh.start >= begin && wh.at(wh.taps - 1) < end;
-      for (i64 o = 0; o < n_out_; ++o) {
-        const i64 code = i64(seen.code[o]) - seen.base;
-        if (code < 0 || code >= h.kernel * w.kernel) continue;  // won on another d
-        if (!inside) {
-          const i64 ih = wh.at(code / w.kernel);
-          if (ih < begin || ih >= end) continue;  // another task's
-        }
-        y[wh.start * row + (o * w.stride - w.pad) * column + place_of_code_[code]] = seen.grad[o] + A(0);
+      const auto put = [&](auto zero) {
+        using C = decltype(zero);
+        put_row(grad + oh * p_.x_stride[1], static_cast<const C*>(buf_.code) + code + oh * p_.code_stride[1], first,
+                y + wh.start * row - w.pad * column, [&](i64 c) {
+                  const i64 ih = inside ? begin : wh.at(c / w.kernel);
+                  return ih >= begin && ih < end;  // else it is another task's
+                });
+      };
+      switch (p_.code) {
+        case Code::u8: put(uint8_t{}); break;
+        case Code::u16: put(uint16_t{}); break;
+        case Code::i32: put(int32_t{}); break;
+        default: put(i64{}); break;
       }
+    }
+  }
+  template <class C, class F>
+  ANYPOOL_INLINE void put_row(const A* grad, const C* code, i64 first, A* y, F&& ours) const {
+    const Axis &h = p_.axis[1], &w = p_.axis[2];
+    const i64 taps = h.kernel * w.kernel, step = w.stride * p_.y_stride[2];
+    for (i64 o = 0; o < n_out_; ++o, y += step) {
+      const i64 c = i64(code[o * p_.code_stride[2]]) - first;
+      if (c < 0 || c >= taps) continue;  // won on another d
+      if (ours(c)) y[place_of_code_[c]] = grad[o * p_.x_stride[2]] + A(0);
     }
   }
 

@@ -68,10 +68,25 @@ class WholePlanes {
   }
   static ANYPOOL_INLINE V none() { return splat<V>(Fast::identity().a); }
 
+  template <class Op, int N>
+  static ANYPOOL_INLINE V all_halved(const V* v) {
+    if constexpr (N == 1)
+      return v[0];
+    else
+      return neighbours<Op>(all_halved<Op, N / 2>(v), all_halved<Op, N / 2>(v + N / 2));
+  }
+
   template <class Op>
   V group(i64 block, i64 n, NaNs<A, L>& nan) const {
-    V v[L] = {};
-    for (int i = 0; i < together_; ++i) v[i] = i < n ? columns<Op>(block + i, nan) : v[0];
+    V v[L];
+    i64 plane = blocks_ == 1 ? block : block / blocks_, row = (block - plane * blocks_) * rows_;
+    for (int i = 0; i < n; ++i) {
+      v[i] = columns<Op>(plane, row, nan);
+      row += rows_;
+      if (row == rows_ * blocks_) row = 0, ++plane;
+    }
+    for (i64 i = n; i < together_; ++i) v[i] = v[0];
+    if (together_ == L) return all_halved<Op, L>(v);
     for (int left = together_; left > 1; left /= 2)
       for (int i = 0; i < left / 2; ++i) v[i] = neighbours<Op>(v[2 * i], v[2 * i + 1]);
     return v[0];
@@ -87,9 +102,9 @@ class WholePlanes {
   }
   // The columns of a block, merged over its rows, and kPower neighbours at a time.
   template <class Op>
-  ANYPOOL_INLINE V columns(i64 block, NaNs<A, L>& nan) const {
-    const i64 plane = blocks_ == 1 ? block : block / blocks_, row = (block - plane * blocks_) * rows_;
-    const T* x = static_cast<const T*>(buffers_.x) + outer_offset(p_, p_.x_outer, plane) + row * cols_;
+  ANYPOOL_INLINE V columns(i64 plane, i64 row, NaNs<A, L>& nan) const {
+    const i64 at = p_.n_outer == 1 ? plane * p_.x_outer[0] : outer_offset(p_, p_.x_outer, plane);
+    const T* x = static_cast<const T*>(buffers_.x) + at + row * cols_;
     V v[C];
     if (C == 1 && rows_ == 7)
       v[0] = few_rows<Op, 7>(x, inside_ - row, nan);
