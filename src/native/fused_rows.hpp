@@ -262,13 +262,9 @@ class FusedRows {
     const i64 start = window_of(h, oh).start, from = higher(0, start),
               to = lower(h.n_in, window_of(h, end - 1).start + reach);
     const Window wd = window_of(p_.axis[0], t_.od);
-    for (i64 t = wd.lo; t < wd.hi; ++t)
-      for (i64 r = from; r < to; ++r) {
-        Source source;
-        const Row into{loaded_ + (t * loaded_rows_ + r - start) * loaded_row_, nullptr};
-        input_.prefetch(wd.at(t), r + loaded_rows_);  // nothing is read while these are merged
-        input_.row(wd.at(t), r, 0, source, &into);
-      }
+    for (i64 t = wd.lo; t < wd.hi; ++t)  // nothing is read while rows are merged: the next ones are asked for now
+      input_.rows(wd.at(t), from, to, loaded_rows_, loaded_ + (t * loaded_rows_ + from - start) * loaded_row_,
+                  loaded_row_);
     field_ = {loaded_ - start * loaded_row_, loaded_rows_ * loaded_row_, loaded_row_, t_.w_lo, t_.columns()};
     return end;
   }

@@ -1,6 +1,8 @@
 // The input, row by row: where it lies if kernels can read it there, else loaded, converted and lifted into scratch.
 #pragma once
 #include "arithmetic.hpp"
+#include "phases.hpp"
+#include "transpose.hpp"
 #include "tree.hpp"
 
 namespace anypool {
@@ -39,6 +41,7 @@ class InputRows {
   const i64 bytes_;
   const Convert load_;
   const bool direct_, lifts_at_once_;  // where the rows lie; powers, from there
+  const bool wide_as_sums_;            // single columns of 4 or 8 bytes, which need not be converted
   Row kept_[kKept];
   double *aux_, *divisor_w_;                 // divisor_w_: of each column, in an adjoint
   i64 divisor_from_ = -1, divisor_to_ = -1;  // the columns that it holds
@@ -56,7 +59,8 @@ class InputRows {
         direct_(plan.lift == Lift::none && plan.in == plan.acc &&
                 (plan.inner == 1 ? plan.x_stride[2] == 1 || plan.axis[2].n_in == 1 : plan.x_stride[3] == 1)),
         lifts_at_once_(plan.lift >= Lift::absolute && plan.lift <= Lift::signed_power && plan.in == plan.acc &&
-                       plan.acc >= DType::f32 && plan.inner == 1 && plan.x_stride[2] == 1) {
+                       plan.acc >= DType::f32 && plan.inner == 1 && plan.x_stride[2] == 1),
+        wide_as_sums_(plan.in == plan.acc && plan.inner == 1 && bytes_ >= 4) {
     for (Row& r : kept_) r = direct_ ? Row{} : take_row(arena, k_, n);
     aux_ = p_.lift >= Lift::over_power ? arena.take_array<double>(n) : nullptr;
     const bool divides = p_.lift == Lift::over_divisor && p_.divisor != Divisor::constant;
@@ -94,19 +98,38 @@ class InputRows {
       p_.acc == DType::f32 ? on(float{}) : on(double{});
       return set(source, to.a, nullptr, add, t_.cb);
     }
-    copy_columns(load_, {to.a, k_.a_bytes, t_.cb, 1}, {from, bytes_, p_.x_stride[2], p_.x_stride[3]}, t_.columns(),
-                 t_.cb, p_.inner > 1);
+    if (wide_as_sums_ && p_.x_stride[2] == 2)
+      bytes_ == 4 ? take_every_second<uint32_t>(to.a, from, t_.columns())
+                  : take_every_second<uint64_t>(to.a, from, t_.columns());
+    else
+      copy_columns(load_, {to.a, k_.a_bytes, t_.cb, 1}, {from, bytes_, p_.x_stride[2], p_.x_stride[3]}, t_.columns(),
+                   t_.cb, p_.inner > 1);
     if (p_.lift != Lift::none) lift(to, d, h);
     set(source, to.a, k_.coded ? nullptr : to.b, add, t_.cb);
   }
-  // Row (d, h) will be wanted; it need not exist. Not a call: GCC finds that one has no effect, and leaves it out.
-  ANYPOOL_INLINE void prefetch(i64 d, i64 h) const {
-    if (p_.inner > 1 || p_.x_stride[2] != 1) return;
-    const char* row = place_of(d, h);
-    for (i64 b = 0; b < t_.columns() * bytes_; b += 64) __builtin_prefetch(row + b, 0, 2);
+  // Rows [begin, end) of plane d, `pitch` bytes apart. Those `ahead` rows further will be wanted next; they need not exist.
+  void rows(i64 d, i64 begin, i64 end, i64 ahead, char* to, i64 pitch) {
+    const i64 step = p_.x_stride[2] * bytes_;
+    if (wide_as_sums_ && p_.x_stride[1] == 1) {  // rows that lie as columns
+      const char* from = place_of(d, begin);
+      for (i64 j = 0; j < t_.columns(); ++j) prefetch(from + ahead * bytes_ + j * step, (end - begin) * bytes_);
+      transpose(bytes_, to, pitch / bytes_, from, p_.x_stride[2], t_.columns(), end - begin);
+      for (i64 h = begin; h < end && p_.lift != Lift::none; ++h) lift({to + (h - begin) * pitch, nullptr}, d, h);
+      return;
+    }
+    for (i64 h = begin; h < end; ++h) {
+      Source source;
+      const Row into{to + (h - begin) * pitch, nullptr};
+      if (step > 0 && step <= 16) prefetch(place_of(d, h + ahead), t_.columns() * step);
+      row(d, h, 0, source, &into);
+    }
   }
 
  private:
+  // Not a call: GCC finds that one has no effect, and leaves it out.
+  static ANYPOOL_INLINE void prefetch(const char* from, i64 bytes) {
+    for (i64 b = 0; b < bytes; b += 64) __builtin_prefetch(from + b, 0, 2);
+  }
   const char* place_of(i64 d, i64 h) const {
     return x_ + (d * p_.x_stride[0] + h * p_.x_stride[1] + t_.w_lo * p_.x_stride[2]) * bytes_;
   }

@@ -19,6 +19,17 @@ void split_in_two(T* even, T* odd, const T* in, i64 n) {
   for (; i + 1 < n; i += 2) even[i / 2] = in[i], odd[i / 2] = in[i + 1];
   if (i < n) even[i / 2] = in[i];
 }
+// Every second element. The one behind the last that is wanted may not exist.
+template <class T>
+void take_every_second(char* dst, const char* src, i64 n) {
+  constexpr int L = kLanes<T>;
+  T* out = reinterpret_cast<T*>(dst);
+  const T* in = reinterpret_cast<const T*>(src);
+  i64 i = 0;
+  for (; i + L < n; i += L)
+    store(out + i, Unzip<T, L>::even(load<Vec<T, L>>(in + 2 * i), load<Vec<T, L>>(in + 2 * i + L)));
+  for (; i < n; ++i) out[i] = in[2 * i];
+}
 template <class T>
 void split_phases(T* out, i64 phase_pitch, const T* in, i64 n, i64 s, T* spare) {
   if (s == 2) return split_in_two(out, out + phase_pitch, in, n);
