@@ -133,14 +133,18 @@ def test_elements_far_apart(window, reduction, dtype):
         every_second = np.repeat(x, 2, axis=-1)[..., ::2]
         backwards = x[..., ::-1].copy()[..., ::-1]
         as_columns = np.ascontiguousarray(np.swapaxes(x, 1, -1)).swapaxes(1, -1)
+        transposed = np.ascontiguousarray(np.swapaxes(x, -2, -1)).swapaxes(-2, -1)
         wanted = both(x, reduction, **axes, **kwargs)[1]
-        for apart in (every_second, backwards, as_columns):
+        for apart in (every_second, backwards, as_columns, transposed):
             with ap.backends.use("native"):
                 assert tolerance.same_bits(ap.pool(apart, reduction, **axes, **kwargs), wanted), which
+        columns = np.empty(np.swapaxes(wanted, -2, -1).shape, wanted.dtype).swapaxes(-2, -1)
         out = np.zeros((*wanted.shape, 3), wanted.dtype)[..., 1]
         with ap.backends.use("native"):
-            assert tolerance.same_bits(ap.pool(x, reduction, out=out, **axes, **kwargs), wanted), which
-        assert not out.base[..., 0].any() and not out.base[..., 2].any()
+            for to in (columns, out):
+                assert tolerance.same_bits(ap.pool(x, reduction, out=to, **axes, **kwargs), wanted), which
+        assert not out.base[..., 0].any()
+        assert not out.base[..., 2].any()
         if dtype == "float32":
             assert kernel in ap.explain(ap.pool, every_second, reduction, **axes, **kwargs).kernel
 

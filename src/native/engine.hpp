@@ -22,6 +22,10 @@ class Engine {
   OutputRow output_;
   FusedRows fused_;
   bool placed_ = false;  // whether the parts know the tile; a fused kernel seldom needs them
+  // Output rows in scratch, which lie as columns in the output.
+  static constexpr i64 kAcrossBytes = 16 << 10;
+  char* across_ = nullptr;
+  i64 across_pitch_ = 0, across_rows_ = 0;
 
  public:
   static void* operator new(size_t, char* at) { return at; }  // <new> would bring a symbol that all levels share
@@ -33,7 +37,12 @@ class Engine {
         vertical_(plan, kernel, tile_, arena_, cols_ * elements_),
         horizontal_(plan, kernel, tile_, arena_, cols_, elements_),
         output_(plan, kernel, tile_, arena_, lower(plan.tile_w, plan.axis[2].n_out) * elements_),
-        fused_(plan, tile_, vertical_.rows(), arena_) {}
+        fused_(plan, tile_, vertical_.rows(), arena_) {
+    if (!fused_.loads() || !output_.across()) return;
+    across_pitch_ = round_up(lower(p_.tile_w, p_.axis[2].n_out) * size_of(p_.acc) + 64, 64);
+    across_rows_ = higher(1, kAcrossBytes / across_pitch_);
+    across_ = arena_.take(across_rows_ * across_pitch_);
+  }
   i64 scratch_bytes() const { return arena_.used; }
   i64 tasks_of_plane() const {
     return p_.axis[0].n_out * ceil_div(p_.axis[1].n_out, p_.rows_block) * ceil_div(p_.axis[2].n_out, p_.tile_w);
@@ -70,7 +79,7 @@ class Engine {
         continue;
       }
       if (fused_) {
-        fused_.run(buffers, output_.row(oh0), oh0, oh1, [&](i64 oh) { row(buffers, oh); });
+        fused_.run(buffers, output_.row(oh0), output_.row_step(), oh0, oh1, [&](i64 oh) { row(buffers, oh); });
         continue;
       }
       for (i64 oh = oh0; oh < oh1; ++oh) {
@@ -111,9 +120,21 @@ class Engine {
     place(buffers);
     for (i64 oh = oh0, end; oh < oh1; oh = end) {
       end = fused_.load(oh, oh1);
+      if (across_) {
+        end = lower(end, oh + across_rows_);
+        fused_.run(buffers, across_, across_pitch_, oh, end, [&](i64 o) {
+          merge(buffers, o);
+          i64 pitch;
+          __builtin_memcpy(across_ + (o - oh) * across_pitch_, output_.target(o, pitch).a,
+                           size_t(tile_.outputs() * size_of(p_.acc)));
+        });
+        output_.finish_across(oh, end, across_, across_pitch_);
+        continue;
+      }
       const i64 at_once = output_.merged_in_place() ? end - oh : 1;
       for (i64 first = oh, pitch; first < end; first += at_once) {
-        fused_.run(buffers, output_.target(first, pitch).a, first, first + at_once, [&](i64 o) { merge(buffers, o); });
+        fused_.run(buffers, output_.target(first, pitch).a, output_.row_step(), first, first + at_once,
+                   [&](i64 o) { merge(buffers, o); });
         for (i64 o = first; o < first + at_once; ++o) output_.finish(o);
       }
     }

@@ -269,9 +269,9 @@ class FusedRows {
     return end;
   }
 
-  // Output rows [oh0, oh1), which lie one after the other from y on; other(oh) makes one that has met a NaN.
+  // Output rows [oh0, oh1), y_step bytes apart from y on; other(oh) makes one that has met a NaN.
   template <class F>
-  void run(const Buffers& buffers, char* y, i64 oh0, i64 oh1, F&& other) {
+  void run(const Buffers& buffers, char* y, i64 y_step, i64 oh0, i64 oh1, F&& other) {
     const Axis &h = p_.axis[1], &w = p_.axis[2];
     const Window wd = window_of(p_.axis[0], t_.od);
     if (!choice_.loaded || input_.direct()) {
@@ -283,7 +283,7 @@ class FusedRows {
     FusedJob job;
     job.cols = field_.cols, job.start = (t_.ow0 * w.stride - w.pad) * unit_ - field_.first;
     job.n = t_.outputs() * unit_;
-    job.y_step = p_.y_stride[1] * size_of(p_.out);
+    job.y_step = y_step;
     job.in_order = !choice_.loaded && p_.axis[0].kernel * p_.axis[1].kernel > 1 && job.cols * bytes_ < kPage;
     job.inner = p_.inner, job.pitch = p_.x_stride[2], job.y_pitch = p_.y_stride[2], job.stride = w.stride;
     job.dilation = w.dilation, job.none = none_;

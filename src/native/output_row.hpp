@@ -70,6 +70,18 @@ class OutputRow {
   }
 
   bool merged_in_place() const { return merged_in_place_; }
+  i64 row_step() const { return p_.y_stride[1] * bytes_; }
+  // Whether rows lie as columns, as wide as they are merged.
+  bool across() const {
+    return p_.inner == 1 && p_.y_stride[1] == 1 && p_.y_stride[2] != 1 && p_.out == p_.acc && bytes_ >= 4 &&
+           !k_.b_bytes && !adjoint_;
+  }
+  // Rows [oh0, oh1), which lie `pitch` bytes apart at `rows`, to where they belong.
+  void finish_across(i64 oh0, i64 oh1, char* rows, i64 pitch) {
+    for (i64 oh = oh0; oh < oh1 && p_.finish != Finish::none; ++oh)
+      arithmetic(rows + (oh - oh0) * pitch, p_.acc, oh, 0, t_.outputs());
+    transpose(bytes_, row(oh0), p_.y_stride[2], rows, pitch / bytes_, oh1 - oh0, t_.outputs());
+  }
 
   // Output row oh, where it lies.
   char* row(i64 oh) const { return y_ + oh * p_.y_stride[1] * bytes_; }
