@@ -15,6 +15,7 @@ import anypool as ap
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 F = torch.nn.functional
+from anypool.tensors.spec import channels_last  # noqa: E402
 
 RANKS = (1, 2, 3)
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -173,6 +174,44 @@ def test_no_copy_of_the_input():
     assert ap.max_pool2d(x[:2], 64).shape == (2, 256, 1, 1)
     assert ap.global_avg_pool(x[:64]).sum() == 64 * 256
     assert ap.explain(ap.max_pool2d, x, 64).backend == "native"
+
+
+def test_first_calls_import_no_compiler():
+    """The compiler, and SymPy, which it needs, take seconds: nobody waits for them who compiles nothing."""
+    code = """
+import sys, torch
+known = set(sys.modules)
+import anypool as ap, anypool.nn, anypool.torch
+x = torch.ones(1, 3, 8, 8, requires_grad=True)
+for y in (ap.max_pool2d(x, 2), ap.avg_pool2d(x, 3), ap.pool(x, "median", (2, 2)), ap.nn.MaxPool2d(2)(x),
+          ap.pool_tokens(x[0], "mean")):
+    y.sum().backward()
+model = torch.nn.Sequential(torch.nn.MaxPool2d(2))
+anypool.torch.accelerate(model)
+model(x)
+print(sorted({m for m in sys.modules if m in ("torch._dynamo", "sympy")} - known))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("ndim", [4, 5])
+def test_memory_format_by_the_rule_of_pytorch(ndim):
+    rng = np.random.default_rng(ndim)
+    memory = torch.empty(10_000)
+    last = torch.channels_last if ndim == 4 else torch.channels_last_3d
+    found = 0
+    for _ in range(2000):
+        shape = rng.choice([0, 1, 1, 2, 3], ndim).tolist()
+        steps = rng.choice([0, 1, 2, 3, 6, 9, 18], ndim).tolist()
+        if rng.random() < 0.5:
+            steps = list(torch.empty(shape).contiguous(memory_format=last).stride())
+            steps[rng.integers(ndim)] += int(rng.integers(0, 2))
+        x = memory.as_strided(shape, steps)
+        expected = torch._prims_common.suggest_memory_format(x) is last
+        assert channels_last(x) == expected, (shape, steps)
+        found += expected
+    assert found > 50
 
 
 def test_misaligned_memory():

@@ -39,9 +39,18 @@ def problem_of(x: torch.Tensor, what: Description) -> tuple[Memory, Problem]:
     return at, problem
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def run(x: torch.Tensor, what: Description, generator: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the pooled tensor, and the indices if they are asked for."""
+    if torch.compiler.is_compiling():
+        from anypool.tensors.uncompiled import run_eagerly
+
+        result: tuple[torch.Tensor, torch.Tensor | None] = run_eagerly(x, what, generator)
+        return result
+    return eager(x, what, generator)
+
+
+def eager(x: torch.Tensor, what: Description, generator: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Do what `run` says, for a tensor that can be looked into."""
     _, problem = problem_of(x, what)
     where = f"x: {tuple(x.shape)}"
     what = what._replace(axes=pooled_axes(tuple(x.shape), what, where), data_format="channels_first")

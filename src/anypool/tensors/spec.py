@@ -191,6 +191,15 @@ def channels_last(x: torch.Tensor) -> bool:
     """Return whether results for x lie channels-last: PyTorch's rule for tensors of 4 and 5 axes."""
     if x.ndim not in (4, 5):
         return False
+    sizes, steps = x.shape, x.stride()
+    if x.layout is torch.strided and all(type(n) is int for n in (*sizes, *steps)):
+        # The rule of c10/core/MemoryFormat.h. PyTorch's own form of it is for symbols, too, and imports SymPy: 0.6 s.
+        least = 0
+        for axis in (1, *range(x.ndim - 1, 1, -1), 0):
+            if sizes[axis] == 0 or steps[axis] < least or (axis == 0 and steps[1] in (0, least)):
+                return False
+            least = steps[axis] * sizes[axis]
+        return True
     from torch._prims_common import suggest_memory_format
 
     return suggest_memory_format(x) is not torch.contiguous_format

@@ -1,0 +1,9 @@
+"""What a compiler must not trace. A module of its own: the mark imports the compiler, for seconds."""
+
+from __future__ import annotations
+
+import torch
+
+from anypool.tensors.gathered import eager
+
+run_eagerly = torch.compiler.disable(eager)
