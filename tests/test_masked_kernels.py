@@ -166,3 +166,22 @@ def test_rows_beyond_a_cache_go_another_way(ways, monkeypatch):
     assert ways
     assert asked
     assert max(asked) < 1 << 20
+
+
+def test_explain_names_what_looks_at_the_mask():
+    x, mask = np.zeros((2, 3, 40, 40), np.float32), np.ones((40, 40), bool)
+
+    def said(reduction="mean", **kwargs):
+        return ap.explain(ap.pool, x, reduction, (3, 3), stride=2, **kwargs)
+
+    if said().backend == "native":
+        assert "masks beside" in said(mask=mask).kernel
+        assert "masked" in said(nan="omit").kernel
+        assert "left out by the kernel" in said(mask=mask).notes[-1]
+    for pieces in ({"mask": mask, "return_valid": True}, {"mask": mask, "weights": mask.astype(np.float32)}):
+        assert "masked" not in said(**pieces).kernel
+        assert "pieces" in said(**pieces).notes[-1]
+    with ap.backends.use("reference"):
+        assert "pieces" in said(mask=mask).notes[-1]
+    with pytest.raises(ValueError, match="must broadcast"):
+        said(mask=np.ones(7, bool))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from anypool import selection
 from anypool.arguments import shown
 from anypool.backends import select
 from anypool.operation import Call, compared, differentiate, is_tensor, resolve, tensors
@@ -154,7 +155,8 @@ def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Explan
         backend, description = chosen.name, chosen.describe(run.job, pooled)
     job = problem.job
     if call.selection is not None:
-        notes = [*notes, "what does not count is left out of pieces of the input; another pass counts the rest"]
+        said = selection.explained(call)
+        description, notes = said[0] or description, [*notes, said[1]]
     shape = job.shape(array.shape)
     moved = math.prod(array.shape) * array.itemsize + math.prod(shape) * (
         job.result.itemsize + (8 if problem.return_indices else 0)

@@ -277,11 +277,22 @@ class Selected:
 
     def _at_once(self, x: Array, y: Array) -> bool:
         """Write the result, if there is a kernel that looks at the mask itself; return whether there is."""
-        job = self.problem.job
-        if self.weights is not None or (self.mask is None and not self.omit) or not x.size:
+        if not self._masks(x):
             return False
+        job = self.problem.job
         none = neutral(job.merge, job.lift, job.p, x.dtype)
         return backend(self.windows, job, x).run_selected(job, x, y, self.mask, none, self.omit, self.empty)
+
+    def _masks(self, x: Array) -> bool:
+        return self.weights is None and (self.mask is not None or self.omit) and x.size > 0
+
+    def kernel(self, x: Array) -> dict[str, Any] | None:
+        """Return what looks at the mask itself, as a backend describes it, or None."""
+        if not self._masks(x) or self.codes or self.return_valid:
+            return None
+        job = self.problem.job
+        none = neutral(job.merge, job.lift, job.p, x.dtype)
+        return backend(self.windows, job, x).describe_selected(job, x, self.mask, none, self.omit)
 
     def _forward(self, x: Array, piece: Piece, y: Array, codes: Array | None) -> tuple[Array, Array]:
         passes = self.passes(x, piece.windows)
@@ -416,6 +427,19 @@ def run(call: Call) -> Any:
     y, codes, valid = _allocated(selected, x, out, _COUNT if problem.return_indices else None)
     selected.forward(x, y, codes, valid)
     return _results(problem, out, y, codes, valid)
+
+
+def explained(call: Call) -> tuple[dict[str, Any] | None, str]:
+    """Return what a kernel that looks at the mask itself says of itself, or None; and a note on what runs."""
+    in_pieces = "what does not count is left out of pieces of the input; another pass counts the rest"
+    if type(call.x) is not np.ndarray:
+        return None, in_pieces
+    assert call.selection is not None
+    x, problem, selected = _selected(call.x, call.what, call.selection, "index")
+    if selected.plain:
+        return None, "every input counts"
+    found = None if problem.reduction.function is not None else selected.kernel(x)
+    return found, "what does not count is left out by the kernel" if found else in_pieces
 
 
 def _selected(x: Array, what: Description, given: Selection, codes: str | None) -> tuple[Array, Problem, Selected]:

@@ -100,6 +100,11 @@ class Backend(Protocol):
                      empty: Any) -> bool:  # fmt: skip
         """Do all that in one go, with ``empty`` where nothing counts, or return False: there is no kernel for it."""
 
+    def describe_selected(
+        self, job: Pass, x: Array, mask: Array | None, none: Any, omit: bool
+    ) -> dict[str, Any] | None:
+        """Return what `describe` returns, of what `run_selected` would run, or None."""
+
     def describe(self, job: Pass, x: Array) -> dict[str, Any]:
         """Return what would run: kernel, isa, threads."""
 

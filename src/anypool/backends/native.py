@@ -92,22 +92,36 @@ class Native:
 
     def run_selected(self, job: Pass, x: Array, out: Array, mask: Array | None, none: Any, omit: bool,
                      empty: Any) -> bool:  # fmt: skip
-        if none.dtype != x.dtype or (job.finish == "divide" and not is_float(job.accumulator)):
-            return False  # integers are divided exactly, elsewhere
-        given = _TRUE if mask is None else mask
-        if given.shape != x.shape:
-            given = np.broadcast_to(given, x.shape)
-        key = ("selected", x.strides, given.strides, out.strides, omit)
-        recipe = job.compiled.get(key)
+        given, recipe = _selected_recipe(job, x, out, mask, none, omit)
         if recipe is None:
-            _make_room(job)
-            tied = _bits(job.result.type(none)) if job.merge in ("max", "min") else 0
-            masking = [_bits(none), tied, _INFINITY[x.dtype.name] if omit else 0]
-            recipe = job.compiled[key] = _compile(job, x, out, None, given, None, masking=masking)
-        if recipe.scratch > _MOST_SCRATCH:
             return False
         recipe.run(x, out, None, given, None, 0 if empty is None else _bits(empty))
         return True
+
+    def describe_selected(
+        self, job: Pass, x: Array, mask: Array | None, none: Any, omit: bool
+    ) -> dict[str, Any] | None:
+        out = np.empty_like(x, job.result, shape=job.shape(x.shape))
+        recipe = _selected_recipe(job, x, out, mask, none, omit)[1]
+        return None if recipe is None else describe(job, recipe)
+
+
+def _selected_recipe(job: Pass, x: Array, out: Array, mask: Array | None, none: Any,
+                     omit: bool) -> tuple[Array, Any]:  # fmt: skip
+    """Return the mask as kernels take it, and the recipe that looks at it, or None."""
+    given = _TRUE if mask is None else mask
+    if none.dtype != x.dtype or (job.finish == "divide" and not is_float(job.accumulator)):
+        return given, None  # integers are divided exactly, elsewhere
+    if given.shape != x.shape:
+        given = np.broadcast_to(given, x.shape)
+    key = ("selected", x.strides, given.strides, out.strides, omit)
+    recipe = job.compiled.get(key)
+    if recipe is None:
+        _make_room(job)
+        tied = _bits(job.result.type(none)) if job.merge in ("max", "min") else 0
+        masking = [_bits(none), tied, _INFINITY[x.dtype.name] if omit else 0]
+        recipe = job.compiled[key] = _compile(job, x, out, None, given, None, masking=masking)
+    return given, recipe if recipe.scratch <= _MOST_SCRATCH else None
 
 
 BACKEND = Native()

@@ -70,6 +70,11 @@ class Reference:
                      empty: Any) -> bool:  # fmt: skip
         return False
 
+    def describe_selected(
+        self, job: Pass, x: Array, mask: Array | None, none: Any, omit: bool
+    ) -> dict[str, Any] | None:
+        return None
+
 
 BACKEND = Reference()
 
