@@ -112,7 +112,7 @@ def test_powers(window, p, dtype):
         if dtype == "float32":  # two lanes of float64 have no kernel for each of these rows
             assert kernel in ap.explain(ap.pool, x, "lp", **arguments).kernel
         native, reference = both(x, "lp", **arguments)
-        if p in (1, 2, np.inf):
+        if p in (1, 2, 4, np.inf) or (p == 3 and native.dtype != np.float64):  # NumPy's cbrt is not the C library's
             assert tolerance.same_bits(native, reference), which
         else:
             eps = 2.0 ** -tolerance.FORMATS[native.dtype.name][0]

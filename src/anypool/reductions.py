@@ -99,11 +99,31 @@ def neutral(merge: str, lift: str, p: float, dtype: np.dtype[Any]) -> Any:
 
 
 def _power(x: Array, p: float) -> Array:
-    return x * x if p == 2 else np.power(np.abs(x), x.dtype.type(p)) if p != 1 else np.abs(x)
+    """Return |x|^p; whole exponents up to 16 by squaring, factors from the lowest binary digit on, as kernels do."""
+    x = np.abs(x)
+    if p > 16 or p != int(p):
+        return np.power(x, p, dtype=np.float64).astype(x.dtype)
+    y = None
+    for digit in reversed(f"{int(p):b}"):
+        if digit == "1":
+            y = x if y is None else y * x
+        x = x * x
+    assert y is not None  # p is positive
+    return y
 
 
 def _root(s: Array, p: float) -> Array:
-    return s if p == 1 else np.copysign(np.power(np.abs(s), s.dtype.type(1 / p)), s)
+    """Return sign(s) |s|^(1/p), rounded once."""
+    if p == 1:
+        return s
+    wide = s.astype(np.float64)
+    if p == 3:
+        root: Array = np.cbrt(wide)
+    else:
+        wide = np.abs(wide)
+        root = np.sqrt(wide) if p == 2 else np.sqrt(np.sqrt(wide)) if p == 4 else np.power(wide, 1 / p)
+        root = np.copysign(root, s)
+    return root.astype(s.dtype)
 
 
 def scaled(factor: Array, exponent: Array) -> State:

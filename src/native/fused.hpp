@@ -239,5 +239,36 @@ class Fours {
   }
 };
 
+// Sums of two by two bytes that do not overlap, all of them inside: neighbours are the two halves of a short.
+class BytePairs {
+  static constexpr int L = kLanes<uint16_t>;
+  using V = Vec<uint16_t, L>;
+  using Memory = Lanes<uint8_t, uint16_t, L>;
+
+  static ANYPOOL_INLINE V pairs(const uint8_t* x) {
+    const V v = load<V>(x);
+    return (v & splat<V>(uint16_t(0xff))) + (v >> splat<V>(uint16_t(8)));
+  }
+
+ public:
+  static bool run(const FusedJob& job) {
+    const uint8_t *above = reinterpret_cast<const uint8_t*>(job.rows[0]) + job.start,
+                  *below = reinterpret_cast<const uint8_t*>(job.rows[1]) + job.start;
+    uint8_t* y = reinterpret_cast<uint8_t*>(job.y);
+    const i64 whole = job.n / L * L, rest = job.n - whole;
+    for (i64 r = 0; r < job.count; ++r, above += job.step[0], below += job.step[1], y += job.y_step) {
+      for (i64 o = 0; o < whole; o += L)
+        Memory::store(y + o, finished<L>(pairs(above + 2 * o) + pairs(below + 2 * o), job.by, o));
+      if (!rest) continue;
+      uint8_t a[2 * L] = {}, b[2 * L] = {}, sums[L];
+      __builtin_memcpy(a, above + 2 * whole, size_t(2 * rest));
+      __builtin_memcpy(b, below + 2 * whole, size_t(2 * rest));
+      Memory::store(sums, finished<L>(pairs(a) + pairs(b), job.by, whole));
+      __builtin_memcpy(y + whole, sums, size_t(rest));
+    }
+    return false;
+  }
+};
+
 }  // namespace
 }  // namespace anypool

@@ -158,6 +158,12 @@ inline FusedChoice loaded_choice_of(const Plan& p) {
   }
 }
 
+inline bool pairs_of_bytes(const Plan& p) {
+  const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
+  return p.inner == 1 && d.kernel == 1 && h.kernel == 2 && w.kernel == 2 && w.stride == 2 && w.dilation == 1 &&
+         w.pad == 0 && w.n_out * 2 <= w.n_in && p.finish == Finish::divide;
+}
+
 // The fused kernel for a plan, or none: the engine then takes its general way.
 inline FusedChoice fused_choice_of(const Plan& p) {
   for (const Axis& a : p.axis)
@@ -170,6 +176,7 @@ inline FusedChoice fused_choice_of(const Plan& p) {
   switch (p.in) {
     case DType::u8:
       if (p.merge != Merge::sum) return fused_choice_of<uint8_t, uint8_t>(p);
+      if (pairs_of_bytes(p)) return {BytePairs::run, false, false};
       return p.finish == Finish::divide ? fused_choice<uint8_t, Sum<uint16_t>, Sum<uint16_t>, Sum<uint16_t>>(p)
                                         : FusedChoice{};
     case DType::i32: return p.merge == Merge::sum ? FusedChoice{} : fused_choice_of<int32_t, int32_t>(p);

@@ -118,7 +118,8 @@ def _selected_recipe(job: Pass, x: Array, out: Array, mask: Array | None, none: 
     recipe = job.compiled.get(key)
     if recipe is None:
         _make_room(job)
-        tied = _bits(job.result.type(none)) if job.merge in ("max", "min") else 0
+        with np.errstate(over="ignore"):  # the smallest int32 as a float16
+            tied = _bits(job.result.type(none)) if job.merge in ("max", "min") else 0
         masking = [_bits(none), tied, _INFINITY[x.dtype.name] if omit else 0]
         recipe = job.compiled[key] = _compile(job, x, out, None, given, None, masking=masking)
     return given, recipe if recipe.scratch <= _MOST_SCRATCH else None
