@@ -104,10 +104,11 @@ def _power(x: Array, p: float) -> Array:
     if p > 16 or p != int(p):
         return np.power(x, p, dtype=np.float64).astype(x.dtype)
     y = None
-    for digit in reversed(f"{int(p):b}"):
+    for place, digit in enumerate(reversed(f"{int(p):b}")):
+        if place:
+            x = x * x
         if digit == "1":
             y = x if y is None else y * x
-        x = x * x
     assert y is not None  # p is positive
     return y
 

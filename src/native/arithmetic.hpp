@@ -19,12 +19,12 @@ ANYPOOL_INLINE double small_power(double x, int n) {  // n <= 3, without a branc
 }
 ANYPOOL_INLINE float absolute(float x) { return __builtin_fabsf(x); }
 ANYPOOL_INLINE double absolute(double x) { return __builtin_fabs(x); }
-// v[i] = f(x[i]), f being given vectors; v may be x.
-template <class T, class F>
+// v[i] = f(x[i]), f being given vectors of L; v may be x.
+template <int L, class T, class F>
 ANYPOOL_INLINE void each(T* v, const T* x, i64 n, F&& f) {
-  using V = Vec<T, kLanes<T>>;
+  using V = Vec<T, L>;
   i64 i = 0;
-  for (; i + kLanes<T> <= n; i += kLanes<T>) store(v + i, f(load<V>(x + i)));
+  for (; i + L <= n; i += L) store(v + i, f(load<V>(x + i)));
   if (i == n) return;
   V rest{};
   const size_t bytes = size_t(n - i) * sizeof(T);
@@ -40,23 +40,23 @@ template <class T>
 void lift_powers(T* v, const T* x, i64 n, Lift lift, double p) {  // |x|^p, or x^p for odd p; v may be x
   using V = Vec<T, kLanes<T>>;
   const bool keep_sign = lift == Lift::signed_power;
-  const i64 whole = lift == Lift::absolute ? 1 : i64(p);
-  if (lift != Lift::absolute && (p != double(whole) || whole > 16)) {
+  const i64 whole = lift == Lift::absolute ? 1 : p <= 16 ? i64(p) : 0;
+  if (lift != Lift::absolute && p != double(whole)) {
     for (i64 i = 0; i < n; ++i) {
       double a = pow(fabs(double(x[i])), p);
       v[i] = T(keep_sign && x[i] < 0 ? -a : a);
     }
   } else if (whole == 2) {
-    each(v, x, n, [](V a) { return a * a; });
+    each<kLanes<T>>(v, x, n, [](V a) { return a * a; });
   } else if (keep_sign) {
-    whole == 3 ? each(v, x, n, [](V a) { return a * (a * a); })
-               : each(v, x, n, [&](V a) { return integer_power(a, whole); });
+    whole == 3 ? each<kLanes<T>>(v, x, n, [](V a) { return a * (a * a); })
+               : each<kLanes<T>>(v, x, n, [&](V a) { return integer_power(a, whole); });
   } else if (whole == 1) {
-    each(v, x, n, [](V a) { return magnitude(a); });
+    each<kLanes<T>>(v, x, n, [](V a) { return magnitude(a); });
   } else if (whole == 3) {
-    each(v, x, n, [](V a) { return magnitude(a) * (a * a); });
+    each<kLanes<T>>(v, x, n, [](V a) { return magnitude(a) * (a * a); });
   } else {
-    each(v, x, n, [&](V a) { return integer_power(magnitude(a), whole); });
+    each<kLanes<T>>(v, x, n, [&](V a) { return integer_power(magnitude(a), whole); });
   }
 }
 
@@ -88,16 +88,8 @@ ANYPOOL_INLINE Vec<double, L> cube_root(Vec<double, L> s) {
 inline void finish_cube_roots(float* v, i64 n) {
   constexpr int L = kLanes<double>;
   using F = Vec<float, L>;
-  using D = Vec<double, L>;
-  i64 i = 0;
-  for (; i + L <= n; i += L)
-    store(v + i, __builtin_convertvector(cube_root<L>(__builtin_convertvector(load<F>(v + i), D)), F));
-  if (i == n) return;
-  F rest{};
-  const size_t bytes = size_t(n - i) * sizeof(float);
-  __builtin_memcpy(&rest, v + i, bytes);
-  rest = __builtin_convertvector(cube_root<L>(__builtin_convertvector(rest, D)), F);
-  __builtin_memcpy(v + i, &rest, bytes);
+  each<L>(v, v, n,
+          [](F s) { return __builtin_convertvector(cube_root<L>(__builtin_convertvector(s, Vec<double, L>)), F); });
 }
 inline void finish_cube_roots(double* v, i64 n) {
   for (i64 i = 0; i < n; ++i) v[i] = cbrt(v[i]);
