@@ -22,6 +22,15 @@ FLOATS = ["float32", "float64", *HALVES]
 WINDOWS = {
     "rows, stride 1": ((2, 3, 9, 131), False, {"kernel_size": (3, 3), "stride": 1, "padding": 1}, "fused rows"),
     "rows, stride 2": ((2, 3, 9, 131), False, {"kernel_size": (3, 3), "stride": 2, "padding": 1}, "fused rows"),
+    "short rows, 3x3": ((3, 23, 17, 20), False, {"kernel_size": (3, 3), "stride": 2}, "fused rows"),
+    "short rows, padding": (
+        (3, 23, 17, 20), False, {"kernel_size": (3, 3), "stride": 2, "padding": 1}, "fused rows",
+    ),
+    "short rows, 2x2": ((3, 37, 11, 17), False, {"kernel_size": (2, 2), "stride": 1}, "fused rows"),
+    "short rows, 2x2 apart": ((3, 37, 12, 14), False, {"kernel_size": (2, 2)}, "fused rows"),
+    "short rows, ceil": (
+        (3, 37, 14, 28), False, {"kernel_size": (3, 3), "stride": 2, "ceil_mode": True}, "fused rows",
+    ),
     "rows, 2x2": ((2, 3, 10, 141), False, {"kernel_size": (2, 2)}, "fused rows"),
     "rows, four": ((2, 3, 1003), False, {"kernel_size": (4,)}, "fused rows"),
     "rows, 2x2x2": ((2, 3, 6, 7, 50), False, {"kernel_size": (2, 2, 2)}, "fused rows"),
@@ -36,12 +45,25 @@ WINDOWS = {
     ),
     "blocks, width 8": ((2, 5, 24, 56), False, {"kernel_size": (3, 8)}, "planes at once"),
     "blocks, width 16": ((2, 5, 24, 112), False, {"kernel_size": (8, 16)}, "planes at once"),
-    "blocks, width 2": ((2, 5, 14, 14), False, {"kernel_size": (2, 2)}, "planes at once"),
+    "blocks, width 2": ((2, 5, 16, 14), False, {"kernel_size": (4, 2)}, "planes at once"),
     "whole planes": ((3, 7, 7, 7), False, {"kernel_size": (7, 7)}, "planes at once"),
     "whole wide planes": ((2, 3, 11, 203), False, {"kernel_size": (11, 203)}, "planes at once"),
+    "turned rows": (
+        (2, 3, 25, 121), False, {"kernel_size": (3, 11), "stride": (2, 9), "padding": (1, 5)}, "turned rows",
+    ),
+    "turned rows, two columns": (
+        (3, 5, 25, 97), False, {"kernel_size": (2, 57), "stride": (2, 40)}, "turned rows",
+    ),
     "pixels, 3x3": ((2, 70, 9, 11), True, {"kernel_size": (3, 3), "stride": 2, "padding": 1}, "fused rows"),
     "pixels, dilation": (
         (2, 70, 9, 11), True, {"kernel_size": (3, 3), "stride": 1, "padding": 2, "dilation": 2}, "fused rows",
+    ),
+    "pixels, 3x3, stride 1": (
+        (2, 70, 9, 11), True, {"kernel_size": (3, 3), "stride": 1, "padding": 1}, "fused rows",
+    ),
+    "pixels, 5x5": ((1, 67, 9, 11), True, {"kernel_size": (5, 5), "stride": 1, "padding": 2}, "fused rows"),
+    "pixels, 5x5, stride 2": (
+        (1, 67, 9, 11), True, {"kernel_size": (5, 5), "stride": 2, "padding": 2}, "fused rows",
     ),
     "pixels, 2x2": ((2, 64, 9, 11), True, {"kernel_size": (2, 2)}, "fused rows"),
     "pixels, 3": ((2, 67, 31), True, {"kernel_size": (3,), "stride": 1, "padding": 1}, "fused rows"),
@@ -148,6 +170,43 @@ def test_elements_far_apart(window, reduction, dtype):
         assert not out.base[..., 2].any()
         if dtype == "float32":
             assert kernel in ap.explain(ap.pool, every_second, reduction, **axes, **kwargs).kernel
+
+
+# (shape, output size): bins that differ, on planes whose rows are turned sixteen at a time, the last ones fewer.
+BINS = {
+    "3x5 of 31x57": ((2, 7, 31, 57), (3, 5)),
+    "7x7 of 19x61": ((1, 5, 19, 61), (7, 7)),
+    "1x2 of 9x51": ((3, 7, 9, 51), (1, 2)),
+    "more than there are": ((2, 3, 5, 17), (7, 23)),
+    "volumes": ((1, 3, 5, 6, 19), (2, 3, 7)),
+    "signals": ((3, 11, 103), (10,)),
+}
+
+
+@pytest.mark.parametrize("bins", BINS)
+@pytest.mark.parametrize("dtype", [*FLOATS, "uint8", "int16", "int32", "int64"])
+def test_bins_that_differ(bins, dtype):
+    """Maxima, their indices, means and their gradients, whatever the order of the axes in memory."""
+    shape, size = BINS[bins]
+    of_max, of_mean = (getattr(ap, f"adaptive_{name}_pool{len(size)}d") for name in ("max", "avg"))
+    for which in ("numbers", "NaN in each lane", "infinities and zeros"):
+        whole = cases.dtype_of(dtype).kind in "iu"
+        if whole:
+            x = np.random.default_rng(6).integers(0, 120, shape).astype(dtype)
+        else:
+            x = special(shape, cases.dtype_of(dtype), which)
+        assert "turned rows" in ap.explain(of_max, x, size).kernel
+        as_columns = np.ascontiguousarray(np.swapaxes(x, 1, -1)).swapaxes(1, -1)
+        results = []
+        for name in ("native", "reference"):
+            with ap.backends.use(name):
+                found = [*of_max(x, size, return_indices=True), of_max(as_columns, size), of_mean(x, size)]
+                if not whole:
+                    y, pullback = ap.vjp(of_mean, x, size)
+                    found += [y, pullback(y)]
+                results.append(found)
+        for native, reference in zip(*results, strict=True):
+            assert tolerance.same_bits(native, reference), which
 
 
 @pytest.mark.parametrize("include", [True, False])

@@ -250,3 +250,9 @@ def test_values_that_a_dtype_cannot_hold_are_infinite_without_a_word(backend):
 def test_complex_numbers_with_weights_are_refused():
     with pytest.raises(TypeError, match="x must be bool, integer"):
         ap.avg_pool1d(np.ones((1, 4), complex), 2, weights=np.ones(4))
+
+
+def test_short_rows_of_windows_without_a_kernel(backend):
+    """The engine took several planes to a kernel that was not there."""
+    x = np.arange(54 * 8 * 7, dtype=np.float32).reshape(54, 8, 7)
+    np.testing.assert_array_equal(ap.pool(x, "min", (2, 3), stride=1, axes=(1, 2)), x[:, :-1, :-2])

@@ -2,7 +2,8 @@
 #pragma once
 #include <math.h>
 
-#include "elements.hpp"
+#include "exponential.hpp"
+#include "lanes.hpp"
 
 namespace anypool {
 namespace {
@@ -19,18 +20,30 @@ ANYPOOL_INLINE double small_power(double x, int n) {  // n <= 3, without a branc
 }
 ANYPOOL_INLINE float absolute(float x) { return __builtin_fabsf(x); }
 ANYPOOL_INLINE double absolute(double x) { return __builtin_fabs(x); }
+// v[i] = f(x[i], by[i]), f being given vectors of L; v may be x.
+template <int L, class T, class F>
+ANYPOOL_INLINE void each(T* v, const T* x, const T* by, i64 n, F&& f) {
+  using V = Vec<T, L>;
+  i64 i = 0;
+  for (; i + L <= n; i += L) store(v + i, f(load<V>(x + i), load<V>(by + i)));
+  if (i == n) return;
+  if constexpr (L == kLanes<T>) {
+    using Memory = Lanes<T, T, L>;
+    const Part rest({0, n - i});
+    Memory::store_part(v + i, f(Memory::load_part(x + i, rest, V{}), Memory::load_part(by + i, rest, V{})), rest);
+  } else {
+    V rest{}, by_rest{};
+    const size_t bytes = size_t(n - i) * sizeof(T);
+    __builtin_memcpy(&rest, x + i, bytes);
+    __builtin_memcpy(&by_rest, by + i, bytes);
+    rest = f(rest, by_rest);
+    __builtin_memcpy(v + i, &rest, bytes);
+  }
+}
 // v[i] = f(x[i]), f being given vectors of L; v may be x.
 template <int L, class T, class F>
 ANYPOOL_INLINE void each(T* v, const T* x, i64 n, F&& f) {
-  using V = Vec<T, L>;
-  i64 i = 0;
-  for (; i + L <= n; i += L) store(v + i, f(load<V>(x + i)));
-  if (i == n) return;
-  V rest{};
-  const size_t bytes = size_t(n - i) * sizeof(T);
-  __builtin_memcpy(&rest, x + i, bytes);
-  rest = f(rest);
-  __builtin_memcpy(v + i, &rest, bytes);
+  each<L>(v, x, x, n, [&](Vec<T, L> a, Vec<T, L>) { return f(a); });
 }
 template <class V>
 ANYPOOL_INLINE V magnitude(V x) {  // 0.0 for -0.0, too
@@ -121,7 +134,30 @@ ANYPOOL_INLINE void scale(double& a, double& b, double factor, double t) {
     b = t < 0 ? ScaledSum::kZeroExponent : t > 0 ? -ScaledSum::kZeroExponent : 0;
   }
 }
-constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
+// The same of factor 1 for e^(by x), in vectors.
+template <int L>
+ANYPOOL_INLINE void scale_exp(double* x, double* b, double by) {
+  using V = Vec<double, L>;
+  const V v = load<V>(x) * by, t = v * kLog2E, infinity = splat<V>(__builtin_inf());
+  const Exponential<L> e(v);
+  const auto small = magnitude(t) < 0x1p50;  // else t is as good as integral
+  V a = small ? e.factor : V{} + 1, n = small ? e.n : t;
+  a = t == infinity ? infinity : t == -infinity ? V{} : t != t ? t : a;
+  n = t == infinity ? splat<V>(-ScaledSum::kZeroExponent) : t == -infinity ? splat<V>(ScaledSum::kZeroExponent) : n;
+  store(x, a);
+  store(b, t != t ? V{} : n);
+}
+inline void scale_exps(double* x, double* b, i64 n, double by) {
+  constexpr int L = kLanes<double>;
+  i64 i = 0;
+  for (; i + L <= n; i += L) scale_exp<L>(x + i, b + i, by);
+  if (i == n) return;
+  double rest[L] = {}, exponent[L];
+  __builtin_memcpy(rest, x + i, size_t(n - i) * sizeof *rest);
+  scale_exp<L>(rest, exponent, by);
+  __builtin_memcpy(x + i, rest, size_t(n - i) * sizeof *rest);
+  __builtin_memcpy(b + i, exponent, size_t(n - i) * sizeof *rest);
+}
 
 ANYPOOL_INLINE i64 divide_half_even(i64 sum, i64 n) {
   i64 q = sum / n, r = sum % n;

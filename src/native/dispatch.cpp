@@ -65,6 +65,16 @@ struct Scratch {
 
 thread_local Scratch kept_scratch;
 
+// Of stride 1, the outputs that saw an input are a window that slides, too.
+void make_sliding(Plan& p, Axis& a) {
+  if (a.kind != AxisKind::transposed) return;
+  p.adjoint = true;
+  const i64 reach = (a.kernel - 1) * a.dilation, pad = reach - a.pad;
+  if (a.stride != 1 || pad < 0) return;
+  a.kind = AxisKind::sliding;
+  a.pad = pad, a.pad_hi = a.n_out - a.n_in + reach - pad;
+}
+
 }  // namespace
 
 std::vector<std::string> built_levels() {
@@ -84,7 +94,7 @@ std::string Recipe::way() const {
   if (backward) return "gather from codes";
   if (plan.planes) return "planes at once";
   if (plan.group) return std::to_string(plan.group) + " planes at once";
-  return kernels->fused(plan) ? "fused rows" : "rows";
+  return kernels->fused(plan) ? "fused rows" : kernels->turned(plan) ? "turned rows" : "rows";
 }
 
 int Recipe::threads() const {
@@ -95,6 +105,7 @@ int Recipe::threads() const {
 void Recipe::prepare() {
   kernels = chosen_kernels();
   Plan& p = plan;
+  for (Axis& a : p.axis) make_sliding(p, a);
   i64 outer = 1;
   for (int a = 0; a < p.n_outer; ++a) outer *= p.outer[a];
   const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
@@ -135,10 +146,12 @@ void Recipe::prepare() {
   p.rows_block = std::max<i64>(1, ceil_div(std::max<i64>(rows, 1), std::max<i64>(1, blocks)));
   tasks = others * ceil_div(rows, p.rows_block);
 
-  // Rows that fill few vectors: several planes at once, if they and their results fit the L2 cache.
+  // Rows that fill few vectors: several planes at once, if they and their results fit the L2 cache; those of a fused
+  // kernel only if it takes longer than putting them side by side.
   const i64 lane = std::max<i64>(4, acc), group = 64 / lane;
   const i64 plane = d.n_in * h.n_in * w.n_in + d.n_out * h.n_out * w.n_out;
-  const bool small = p.inner == 1 && w.n_in < (fused ? 16 : 48) && group * plane * lane <= (i64(192) << 10);
+  const i64 narrow = !fused ? 48 : w.kernel == 2 ? 8 : 16;
+  const bool small = p.inner == 1 && w.n_in < narrow && group * plane * lane <= (i64(192) << 10);
   if (!backward && small && p.lift < Lift::over_power && p.n_outer && p.outer[p.n_outer - 1] >= group) {
     p.group = group;
     p.tile_w = w.n_out, p.rows_block = h.n_out;

@@ -8,12 +8,14 @@
 #include "horizontal.hpp"
 #include "kernel_table.hpp"
 #include "output_row.hpp"
+#include "turned_rows.hpp"
 
 namespace anypool {
 namespace {
 
 class Engine {
   const Plan& p_;
+  const Kernel& k_;
   Arena arena_;
   Tile tile_;
   const i64 cols_, elements_;
@@ -21,7 +23,9 @@ class Engine {
   HorizontalMerge horizontal_;
   OutputRow output_;
   FusedRows fused_;
-  bool placed_ = false;  // whether the parts know the tile; a fused kernel seldom needs them
+  TurnedRows turned_;
+  const i64 planes_at_once_;  // by a fused kernel
+  bool placed_ = false;       // whether the parts know the tile; a fused kernel seldom needs them
   // Output rows in scratch, which lie as columns in the output.
   static constexpr i64 kAcrossBytes = 16 << 10;
   char* across_ = nullptr;
@@ -31,13 +35,16 @@ class Engine {
   static void* operator new(size_t, char* at) { return at; }  // <new> would bring a symbol that all levels share
   Engine(const Plan& plan, const Kernel& kernel, char* scratch)
       : p_(plan),
+        k_(kernel),
         arena_{uintptr_t(scratch)},
         cols_(HorizontalMerge::columns_of(plan)),
         elements_(lower(plan.tile_c, plan.inner)),
         vertical_(plan, kernel, tile_, arena_, cols_ * elements_),
         horizontal_(plan, kernel, tile_, arena_, cols_, elements_),
         output_(plan, kernel, tile_, arena_, lower(plan.tile_w, plan.axis[2].n_out) * elements_),
-        fused_(plan, tile_, vertical_.rows(), arena_) {
+        fused_(plan, tile_, vertical_.rows(), arena_),
+        turned_(plan, kernel, tile_, arena_, cols_),
+        planes_at_once_(fused_.planes_at_once()) {
     if (!fused_.loads() || !output_.across()) return;
     across_pitch_ = round_up(lower(p_.tile_w, p_.axis[2].n_out) * size_of(p_.acc) + 64, 64);
     across_rows_ = higher(1, kAcrossBytes / across_pitch_);
@@ -63,6 +70,8 @@ class Engine {
       while (i < 4 && at[i] + 1 == sizes[i]) at[i++] = 0;
       ++at[i];
     };
+    const i64 last_axis = p_.n_outer ? p_.outer[p_.n_outer - 1] : 1;
+    i64 one_by_one = begin;  // the planes before this one, of which one has a NaN
     for (i64 task = begin; task < end; ++task, next()) {
       tile_.ow0 = at[0] * p_.tile_w;
       const i64 oh0 = at[1] * p_.rows_block;
@@ -78,8 +87,24 @@ class Engine {
         loaded_rows(buffers, oh0, oh1);
         continue;
       }
+      if (planes_at_once_ > 1 && task >= one_by_one) {
+        const i64 left = lower(end - task, last_axis - tile_.outer % last_axis), n = lower(planes_at_once_, left);
+        if (n > 1 && fused_.run_planes(buffers, n, output_.row(0), output_.row_step())) {
+          for (i64 i = 1; i < n; ++i) ++task, next();
+          continue;
+        }
+        one_by_one = task + n;
+      }
       if (fused_) {
         fused_.run(buffers, output_.row(oh0), output_.row_step(), oh0, oh1, [&](i64 oh) { row(buffers, oh); });
+        continue;
+      }
+      if (turned_) {
+        place(buffers);
+        for (i64 oh = oh0; oh < oh1; ++oh) {
+          vertical_.merge({turned_.next(oh), 1}, oh);
+          if (turned_.full()) turned_rows(buffers);
+        }
         continue;
       }
       for (i64 oh = oh0; oh < oh1; ++oh) {
@@ -89,6 +114,7 @@ class Engine {
           row(buffers, oh);
       }
     }
+    if (turned_.any()) turned_rows(buffers);
   }
 
  private:
@@ -114,6 +140,20 @@ class Engine {
     place(buffers);
     merge(buffers, oh);
     output_.finish(oh);
+  }
+  // Rows of several planes, of which the tile is at the last one, before and after.
+  void turned_rows(const Buffers& buffers) {
+    turned_.merge([&](const TurnedRows::Place& at, const Row& states) {
+      if (tile_.outer != at.outer || tile_.od != at.od) {
+        tile_.outer = at.outer, tile_.od = at.od;
+        output_.place(buffers);
+      }
+      i64 pitch;
+      const Row dst = output_.target(at.oh, pitch);
+      __builtin_memcpy(dst.a, states.a, size_t(tile_.outputs() * k_.a_bytes));
+      if (k_.b_bytes) __builtin_memcpy(dst.b, states.b, size_t(tile_.outputs() * k_.b_bytes));
+      output_.finish(at.oh);
+    });
   }
   // The engine's rows, in and out, around a fused kernel: it sees them where they have been loaded.
   void loaded_rows(const Buffers& buffers, i64 oh0, i64 oh1) {

@@ -130,6 +130,7 @@ class FlatPlanes {
   // Returns whether a NaN was there.
   template <class Op>
   bool pool(const T* x, T* y) const {
+    using Memory = Lanes<T, A, L, Op::kNumbersOnly>;
     NaNs<A, L> nan;
     const i64 reach = kReach * cols_;
     const Mask* masks = masks_;
@@ -221,7 +222,7 @@ inline FlatRun flat_run_of(const Plan& p) {
       w.kernel % 2 == 0 || (w.dilation != 1 && w.dilation != 2) || w.n_in > kFlatRow || h.n_in > kFlatPlane / w.n_in)
     return {};
   if (p.inner != 1 || p.x_stride[2] != 1 || p.y_stride[2] != 1 || p.x_stride[1] != w.n_in || p.y_stride[1] != w.n_in ||
-      p.lift != Lift::none || p.code != Code::none || p.out != p.in || p.merge == Merge::scaled_sum ||
+      p.adjoint || p.lift != Lift::none || p.code != Code::none || p.out != p.in || p.merge == Merge::scaled_sum ||
       (p.finish != Finish::none && p.finish != Finish::divide))
     return {};
   return with_float_types<FlatRun>(p, [&](auto t, auto a) {

@@ -15,7 +15,7 @@ class Fused {
   using A = typename Op::A;
   static constexpr int L = kLanes<A>;
   using V = Vec<A, L>;
-  using Memory = Lanes<T, A, L>;
+  using Memory = Lanes<T, A, L, Op::kNumbersOnly>;
   const FusedJob& job_;
   const T* rows_[KD * KH];
   const uint8_t* masks_[Masked ? KD * KH : 1];
@@ -86,6 +86,7 @@ class Fused {
     }
   };
   ANYPOOL_INLINE void phases(i64 c, Phases& p, NaNs<A, L>& nan) const {
+    if constexpr (kSame<T, bf16> && S == 2 && !Masked) return halves(c, p, nan);
     V v[S];
     for (int s = 0; s < S; ++s) v[s] = column(c + s * L, nan);
     p.set(v);
@@ -94,6 +95,16 @@ class Fused {
     V v[S];
     for (int s = 0; s < S; ++s) v[s] = column(c + s * L, parts[s], nan);
     p.set(v);
+  }
+  // The phases of halves, for which no lane has to move.
+  ANYPOOL_INLINE void halves(i64 c, Phases& p, NaNs<A, L>& nan) const {
+    V even[KD * KH], odd[KD * KH];
+    for (int i = 0; i < KD * KH; ++i) {
+      const auto pairs = load<Vec<uint32_t, L>>(rows_[i] + c);
+      even[i] = every_second<0, L>(pairs), odd[i] = every_second<1, L>(pairs);
+    }
+    look_for_nan(even, nan), look_for_nan(odd, nan);
+    p.v[0] = over_rows(even), p.v[1] = over_rows(odd);
   }
   // How many inputs of L columns count, over the window's rows.
   ANYPOOL_INLINE V count(i64 c) const {
@@ -168,6 +179,41 @@ class Fused {
     nan_.add(at_ends);
   }
 
+  // A row of no more than L outputs, between others: what lies beside it is read, and left out when it has been merged.
+#if defined(__AVX512F__)
+  static constexpr bool kShortRows = S == 2 && KD == 1 && !Masked && sizeof(A) == 4;
+#else
+  static constexpr bool kShortRows = false;
+#endif
+  ANYPOOL_INLINE void short_phases(i64 c, const Part* parts, Phases& p, NaNs<A, L>& nan) const {
+    V v[S];
+    for (int s = 0; s < S; ++s) v[s] = only<A, L>(parts[s], column(c + s * L, nan), none());
+    p.set(v);
+  }
+  ANYPOOL_INLINE void short_row(T* y) {
+    NaNs<A, L> nan;
+    Phases here, next;
+    short_phases(job_.start, first_, here, nan);
+    if (tail_[0][0].empty())
+      for (int s = 0; s < S; ++s) next.v[s] = none();
+    else
+      short_phases(job_.start + L * S, tail_[0], next, nan);
+    Memory::store_part(y, finished<L>(over_w(here, next), job_.by, 0), last_);
+    nan_.add(nan);
+  }
+  // The rows of the first window that `row` takes to have been seen by the one before.
+  ANYPOOL_INLINE void see_first() {
+    if constexpr (Op::kNumbersOnly) {
+      for (int i = 0; i < KD * KH; ++i) {
+        if (i % KH >= KH - S || reinterpret_cast<const char*>(rows_[i]) == job_.none) continue;
+        for (i64 c = 0; c < job_.cols; c += L) {
+          const V v = Memory::load_part(rows_[i] + c, Part(inside<L>(c, job_.cols)), V{});
+          nan_.see(v, v);
+        }
+      }
+    }
+  }
+
  public:
   explicit Fused(const FusedJob& job) : job_(job) {
     for (int i = 0; i < KD * KH; ++i) rows_[i] = reinterpret_cast<const T*>(job.rows[i]);
@@ -183,16 +229,25 @@ class Fused {
   }
   static bool run(const FusedJob& job) {
     Fused f(job);
-    char* y = job.y;
     uint8_t* counts = Counted ? job.counts : nullptr;
-    for (i64 r = 0; r < job.count; ++r, y += job.y_step) {
-      for (int i = 0; S > 1 && job.in_order && i < KD * KH; ++i)
-        if (i % KH >= KH - S) read_in_order(f.rows_[i], job.cols * i64(sizeof(T)));
-      f.row(reinterpret_cast<T*>(y), counts);
-      if (Counted) counts += job.counts_step;
-      for (int i = 0; i < KD * KH; ++i)
-        f.rows_[i] = reinterpret_cast<const T*>(reinterpret_cast<const char*>(f.rows_[i]) + job.step[i]);
-      for (int i = 0; Masked && i < KD * KH; ++i) f.masks_[i] += job.mask_step[i];
+    for (i64 plane = 0; plane < job.planes; ++plane) {
+      for (int i = 0; plane > 0 && i < KD * KH; ++i)
+        f.rows_[i] = reinterpret_cast<const T*>(job.rows[i] + (job.rows[i] == job.none ? 0 : plane * job.x_plane));
+      if (job.planes > 1) f.see_first();
+      const bool between = plane > 0 && plane + 1 < job.planes && job.x_plane >= i64(2 * S * L * sizeof(T));
+      char* y = job.y + plane * job.y_plane;
+      for (i64 r = 0; r < job.count; ++r, y += job.y_step) {
+        for (int i = 0; S > 1 && job.in_order && i < KD * KH; ++i)
+          if (i % KH >= KH - S) read_in_order(f.rows_[i], job.cols * i64(sizeof(T)));
+        if (kShortRows && between && job.n <= L)
+          f.short_row(reinterpret_cast<T*>(y));
+        else
+          f.row(reinterpret_cast<T*>(y), counts);
+        if (Counted) counts += job.counts_step;
+        for (int i = 0; i < KD * KH; ++i)
+          f.rows_[i] = reinterpret_cast<const T*>(reinterpret_cast<const char*>(f.rows_[i]) + job.step[i]);
+        for (int i = 0; Masked && i < KD * KH; ++i) f.masks_[i] += job.mask_step[i];
+      }
     }
     return f.nan_.any();
   }

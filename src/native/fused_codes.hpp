@@ -13,7 +13,7 @@ class FusedCodes {
   static constexpr bool kIndices = sizeof(Code) == 8;
   using V = Vec<float, L>;
   using I = Vec<int32_t, L>;
-  using Memory = Lanes<T, float, L>;
+  using Memory = Lanes<T, float, L, true>;
   struct Parts {  // of what is read for L windows: at column s * L + r * S
     Part at[S][kReach / S + 1];
     bool whole;
@@ -28,6 +28,8 @@ class FusedCodes {
   template <int W, bool Edge>
   static ANYPOOL_INLINE V tap(const T* row, i64 c, const Parts& parts) {
     constexpr int r = W / S;
+    if constexpr (kSame<T, bf16> && S == 2 && !Edge)
+      return every_second<W % 2, L>(load<Vec<uint32_t, L>>(row + c + r * S));
     V v[S];
     for (int s = 0; s < S; ++s) {
       const T* from = row + c + s * L + r * S;

@@ -70,11 +70,13 @@ struct FusedJob {
   i64 cols, start;
   char* y;
   i64 y_step, n, count;
+  i64 planes = 1, x_plane = 0, y_plane = 0;  // the same rows of so many that lie without gaps, so many bytes apart
   FusedDivisor by;
   bool in_order;  // whether to read the new rows of a window one after the other first
   // Channels innermost: `inner` of them in each column, columns `pitch` elements apart, and the windows' numbers on w.
   i64 inner, pitch, y_pitch, stride, dilation;
-  const char* none;  // a row that is absent
+  const char* none;      // a row that is absent
+  char* kept = nullptr;  // room for all columns of a window but one, as vectors of what is merged; or null
   // The winners' offsets or indices: where they go; those of the window's taps; those of its first tap that is not absent,
   // as the sum of what the rows and what each column contributes; and the index of its first tap.
   char* codes;
@@ -90,7 +92,7 @@ struct FusedJob {
   i64 counts_step;
 };
 // Returns whether it met a NaN in the rows that the output row before has not seen, the last ones of each plane, as many
-// as the stride on w; the outputs are worth nothing then. Sums and integers never do, nor do kernels over channels.
+// as the stride on w, or any of several planes; the outputs are worth nothing then. Sums and integers never do, nor do kernels over channels.
 using FusedKernel = bool (*)(const FusedJob&);
 
 // L outputs divided as the job says, by L divisors from `by` on or, if Each is false, by the one there. Sums of bytes: in

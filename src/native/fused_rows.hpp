@@ -19,6 +19,7 @@ struct FusedChoice {
   bool pixels = false;
   bool numbers = false;  // it would lose a NaN, and says so when it meets one
   bool loaded = false;   // rows must be loaded for it: lifted, or gathered from far apart; and results finished
+  bool planes = false;   // it takes several planes at once
 };
 
 template <class T, class Op>
@@ -51,6 +52,7 @@ FusedKernel kernel_over_pixels(i64 kd, i64 kh, i64 kw) {
   ANYPOOL_PIXELS(1, 1, 3)
   ANYPOOL_PIXELS(1, 2, 2)
   ANYPOOL_PIXELS(1, 3, 3)
+  ANYPOOL_PIXELS(1, 5, 5)
   ANYPOOL_PIXELS(2, 2, 2)
   ANYPOOL_PIXELS(3, 3, 3)
 #undef ANYPOOL_PIXELS
@@ -73,7 +75,8 @@ FusedChoice fused_choice(const Plan& p) {
   const bool near = w.pad <= kw * w.dilation && w.pad_hi <= kw * w.dilation;
   if (p.inner == 1) {
     if (!near || p.x_stride[2] != 1 || p.y_stride[2] != 1) return {};
-    return {kernel_over_rows<T, Fast>(kd, kh, kw, w.stride, w.dilation), false, Fast::kNumbersOnly};
+    const auto run = kernel_over_rows<T, Fast>(kd, kh, kw, w.stride, w.dilation);
+    return run ? FusedChoice{run, false, Fast::kNumbersOnly, false, w.stride <= 2} : FusedChoice{};
   }
   if (p.x_stride[3] != 1 || p.y_stride[3] != 1) return {};
   if (p.inner >= kLanes<A>) return {kernel_over_pixels<T, Careful>(kd, kh, kw), true, false};
@@ -170,8 +173,9 @@ inline FusedChoice fused_choice_of(const Plan& p) {
     if (a.kind != AxisKind::sliding) return {};
   if (p.merge == Merge::scaled_sum) return {};
   const bool apart = p.inner == 1 && (p.x_stride[2] != 1 || p.y_stride[2] != 1);
-  if (p.inner == 1 && p.code == Code::none && (p.lift != Lift::none || apart)) return loaded_choice_of(p);
-  if (p.lift != Lift::none || p.out != p.in || (p.finish != Finish::none && p.finish != Finish::divide)) return {};
+  if (p.inner == 1 && p.code == Code::none && (p.lift != Lift::none || apart || p.adjoint)) return loaded_choice_of(p);
+  if (p.adjoint || p.lift != Lift::none || p.out != p.in || (p.finish != Finish::none && p.finish != Finish::divide))
+    return {};
   if (p.code != Code::none) return coded_choice_of(p);
   switch (p.in) {
     case DType::u8:
@@ -190,6 +194,7 @@ inline FusedChoice fused_choice_of(const Plan& p) {
 // Output rows of a tile by a fused kernel.
 class FusedRows {
   static constexpr i64 kLoadedBytes = 16 << 10;  // loaded rows stay in the L1 cache until their last window
+  static constexpr i64 kKeptBytes = 32 << 10;
 
   // Where the rows of the window's planes lie, in bytes: row 0 of the first plane, and how far apart they are. They begin
   // at column `first`.
@@ -207,6 +212,7 @@ class FusedRows {
   const HasNaN has_nan_;
   const i64 unit_;                             // elements of a column, where the kernel sees single ones
   char *none_ = nullptr, *divisor_ = nullptr;  // a row that is absent; what each column divides by
+  char* kept_ = nullptr;                       // columns of channels that the next window sees, too
   double rows_ = 0;                            // the divisor's other factor, for which divisor_ holds
   i64 first_ = -1;
   bool reciprocal_ = false;
@@ -231,6 +237,9 @@ class FusedRows {
     if (!choice_.run) return;
     const i64 row = choice_.pixels ? p_.inner : p_.axis[2].n_in * unit_;
     if (choice_.pixels || may_miss(p_.axis[0]) || may_miss(p_.axis[1])) none_ = arena.take(row * bytes_);
+    const i64 column = (p_.inner + 64) * size_of(p_.acc == DType::u8 ? DType::u16 : p_.acc);
+    if (choice_.pixels && column * (p_.axis[2].kernel - 1) <= kKeptBytes)
+      kept_ = arena.take(column * (p_.axis[2].kernel - 1));
     if (choice_.loaded) {
       const Axis &h = p_.axis[1], &w = p_.axis[2];
       const i64 seen = lower((lower(p_.tile_w, w.n_out) - 1) * w.stride + (w.kernel - 1) * w.dilation + 1, w.n_in);
@@ -281,20 +290,8 @@ class FusedRows {
   void run(const Buffers& buffers, char* y, i64 y_step, i64 oh0, i64 oh1, F&& other) {
     const Axis &h = p_.axis[1], &w = p_.axis[2];
     const Window wd = window_of(p_.axis[0], t_.od);
-    if (!choice_.loaded || input_.direct()) {
-      const i64 plane = p_.x_stride[0] * bytes_;
-      const char* x = static_cast<const char*>(buffers.x) + outer_offset(p_, p_.x_outer, t_.outer) * bytes_;
-      field_ = {x + wd.start * plane, wd.step * plane, p_.x_stride[1] * bytes_, 0, w.n_in * unit_};
-    }
-    const i64 row = field_.row;
     FusedJob job;
-    job.cols = field_.cols, job.start = (t_.ow0 * w.stride - w.pad) * unit_ - field_.first;
-    job.n = t_.outputs() * unit_;
-    job.y_step = y_step;
-    job.in_order = !choice_.loaded && p_.axis[0].kernel * p_.axis[1].kernel > 1 && job.cols * bytes_ < kPage;
-    job.inner = p_.inner, job.pitch = p_.x_stride[2], job.y_pitch = p_.y_stride[2], job.stride = w.stride;
-    job.dilation = w.dilation, job.none = none_;
-    if (first_column_) place_codes(buffers, job);
+    begin(buffers, wd, y_step, job);
     i64 looked = 0, clean_from = INT64_MIN;  // rows in which NaNs were looked for, and behind the last one found
     for (i64 oh = oh0; oh < oh1; oh += job.count) {
       const Window wh = window_of(h, oh);
@@ -311,24 +308,10 @@ class FusedRows {
         other(oh);
         continue;
       }
-      // The next rows with it, as long as they miss nothing and see no more new rows each than the kernel looks through.
-      if (wh.lo == 0 && wh.hi == wh.taps && (!has_nan_ || (h.stride <= w.stride && known)))
-        job.count = lower(oh1 - oh, (h.n_in - end) / h.stride + 1);
-      const i64 step = wh.step * row;
-      int i = 0;
-      for (i64 d = 0; d < wd.taps; ++d) {
-        const bool plane = d >= wd.lo && d < wd.hi;
-        const char* from = field_.at + d * field_.plane + wh.start * row;
-        for (i64 t = 0; t < wh.taps; ++t, from += step, ++i) {
-          const bool there = plane && t >= wh.lo && t < wh.hi;
-          job.rows[i] = there ? from : none_;
-          job.step[i] = there ? h.stride * row : 0;
-        }
-      }
+      // The next rows with it, as long as they see no more new rows each than the kernel looks through.
+      if (!has_nan_ || (h.stride <= w.stride && known)) job.count = alike(oh, oh1, wh);
+      place_rows(oh, wd, wh, job);
       job.y = y + (oh - oh0) * job.y_step;
-      if (first_column_) place_codes_of(oh, wd, wh, job);
-      job.by.divisor = divisor_ ? divisor_row(oh) : nullptr;  // which also says what it holds
-      job.by.reciprocal = reciprocal_, job.by.bytes = byte_division_;
       looked = higher(looked, end + (job.count - 1) * h.stride);
       if (!choice_.run(job)) continue;
       for (i64 r = 0; r < job.count; ++r) other(oh + r);
@@ -336,7 +319,75 @@ class FusedRows {
     }
   }
 
+  // How many planes it takes at once: as many as stay in the L1 cache, and such that lie without gaps.
+  i64 planes_at_once() const {
+    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
+    const i64 plane = h.n_in * w.n_in, last = p_.n_outer - 1;
+    const bool seen = !has_nan_ || (h.stride <= w.stride && (h.dilation == 1 || h.stride == 1));
+    const bool whole =
+        d.n_in == 1 && d.n_out == 1 && d.kernel == 1 && d.pad == 0 && p_.rows_block >= h.n_out && p_.tile_w >= w.n_out;
+    if (!choice_.planes || !seen || !whole || last < 0 || plane == 0 || p_.x_stride[1] != w.n_in ||
+        p_.x_outer[last] != plane)
+      return 1;
+    return higher(1, lower(p_.outer[last], kLoadedBytes / (plane * bytes_)));
+  }
+  // All rows of so many planes from the tile's on; false if it has met a NaN: then they are worth nothing.
+  bool run_planes(const Buffers& buffers, i64 planes, char* y, i64 y_step) {
+    const Axis& h = p_.axis[1];
+    const Window wd = window_of(p_.axis[0], t_.od);
+    FusedJob job;
+    begin(buffers, wd, y_step, job);
+    job.planes = planes, job.x_plane = p_.x_outer[p_.n_outer - 1] * bytes_;
+    job.y_plane = p_.y_outer[p_.n_outer - 1] * bytes_;
+    for (i64 oh = 0; oh < h.n_out; oh += job.count) {
+      const Window wh = window_of(h, oh);
+      job.count = alike(oh, h.n_out, wh);
+      place_rows(oh, wd, wh, job);
+      job.y = y + oh * job.y_step;
+      if (choice_.run(job)) return false;
+    }
+    return true;
+  }
+
  private:
+  // What all jobs of a tile have in common.
+  void begin(const Buffers& buffers, const Window& wd, i64 y_step, FusedJob& job) {
+    const Axis& w = p_.axis[2];
+    if (!choice_.loaded || input_.direct()) {
+      const i64 plane = p_.x_stride[0] * bytes_;
+      const char* x = static_cast<const char*>(buffers.x) + outer_offset(p_, p_.x_outer, t_.outer) * bytes_;
+      field_ = {x + wd.start * plane, wd.step * plane, p_.x_stride[1] * bytes_, 0, w.n_in * unit_};
+    }
+    job.cols = field_.cols, job.start = (t_.ow0 * w.stride - w.pad) * unit_ - field_.first;
+    job.n = t_.outputs() * unit_;
+    job.y_step = y_step;
+    job.in_order = !choice_.loaded && p_.axis[0].kernel * p_.axis[1].kernel > 1 && job.cols * bytes_ < kPage;
+    job.inner = p_.inner, job.pitch = p_.x_stride[2], job.y_pitch = p_.y_stride[2], job.stride = w.stride;
+    job.dilation = w.dilation, job.none = none_, job.kept = kept_;
+    if (first_column_) place_codes(buffers, job);
+  }
+  // How many rows from oh on, whose window is wh, miss as little as it does: all the next ones, if it misses nothing.
+  i64 alike(i64 oh, i64 oh1, const Window& wh) const {
+    if (wh.lo > 0 || wh.hi < wh.taps) return 1;
+    return lower(oh1 - oh, (p_.axis[1].n_in - wh.at(wh.taps - 1) - 1) / p_.axis[1].stride + 1);
+  }
+  // Where a job finds its input rows, the first of which are those of output row oh; and what it divides by.
+  void place_rows(i64 oh, const Window& wd, const Window& wh, FusedJob& job) {
+    const i64 row = field_.row, step = wh.step * row;
+    int i = 0;
+    for (i64 d = 0; d < wd.taps; ++d) {
+      const bool plane = d >= wd.lo && d < wd.hi;
+      const char* from = field_.at + d * field_.plane + wh.start * row;
+      for (i64 t = 0; t < wh.taps; ++t, from += step, ++i) {
+        const bool there = plane && t >= wh.lo && t < wh.hi;
+        job.rows[i] = there ? from : none_;
+        job.step[i] = there ? p_.axis[1].stride * row : 0;
+      }
+    }
+    if (first_column_) place_codes_of(oh, wd, wh, job);
+    job.by.divisor = divisor_ ? divisor_row(oh) : nullptr;  // which also says what it holds
+    job.by.reciprocal = reciprocal_, job.by.bytes = byte_division_;
+  }
   i64 place(i64 d, i64 h, i64 w) const {  // of an element, as the winners are counted
     const bool index = p_.code == Code::index;
     return (d * (index ? p_.axis[1].n_in : p_.axis[1].kernel) + h) * (index ? p_.axis[2].n_in : p_.axis[2].kernel) + w;

@@ -45,6 +45,8 @@ class InputRows {
   Row kept_[kKept];
   double *aux_, *divisor_w_;                 // divisor_w_: of each column, in an adjoint
   i64 divisor_from_ = -1, divisor_to_ = -1;  // the columns that it holds
+  char* divisor_;                            // times that of the rows, in the type of the elements
+  double divisor_rows_ = 0;
   const char* x_ = nullptr;
   Shape shape_{};
   int next_ = 0;
@@ -58,13 +60,15 @@ class InputRows {
         load_(converter(plan.in, plan.acc)),
         direct_(plan.lift == Lift::none && plan.in == plan.acc &&
                 (plan.inner == 1 ? plan.x_stride[2] == 1 || plan.axis[2].n_in == 1 : plan.x_stride[3] == 1)),
-        lifts_at_once_(plan.lift >= Lift::absolute && plan.lift <= Lift::signed_power && plan.in == plan.acc &&
-                       plan.acc >= DType::f32 && plan.inner == 1 && plan.x_stride[2] == 1),
+        lifts_at_once_(
+            ((plan.lift >= Lift::absolute && plan.lift <= Lift::signed_power) || plan.lift == Lift::over_divisor) &&
+            plan.in == plan.acc && plan.acc >= DType::f32 && plan.inner == 1 && plan.x_stride[2] == 1),
         wide_as_sums_(plan.in == plan.acc && plan.inner == 1 && bytes_ >= 4) {
     for (Row& r : kept_) r = direct_ ? Row{} : take_row(arena, k_, n);
     aux_ = p_.lift >= Lift::over_power ? arena.take_array<double>(n) : nullptr;
     const bool divides = p_.lift == Lift::over_divisor && p_.divisor != Divisor::constant;
     divisor_w_ = divides ? arena.take_array<double>(n) : nullptr;
+    divisor_ = divides ? arena.take(n * 8) : nullptr;
   }
 
   bool direct() const { return direct_; }
@@ -75,6 +79,7 @@ class InputRows {
     shape_ = shape_of_tile();
     if (!divisor_w_ || (t_.w_lo == divisor_from_ && t_.w_hi == divisor_to_)) return;
     divisor_from_ = t_.w_lo, divisor_to_ = t_.w_hi;
+    divisor_rows_ = 0;
     for (i64 j = t_.w_lo; j < t_.w_hi; ++j) divisor_w_[j - t_.w_lo] = double(divisor_of(p_.forward[2], j, p_.divisor));
   }
 
@@ -93,7 +98,7 @@ class InputRows {
     if (lifts_at_once_) {
       const auto on = [&](auto zero) {
         using T = decltype(zero);
-        lift_powers(reinterpret_cast<T*>(to.a), reinterpret_cast<const T*>(from), t_.columns(), p_.lift, p_.p);
+        lifted(reinterpret_cast<T*>(to.a), reinterpret_cast<const T*>(from), d, h, t_.columns());
       };
       p_.acc == DType::f32 ? on(float{}) : on(double{});
       return set(source, to.a, nullptr, add, t_.cb);
@@ -138,17 +143,12 @@ class InputRows {
     if (k_.b_bytes && !k_.coded)
       return lift_scaled(reinterpret_cast<double*>(row.a), reinterpret_cast<double*>(row.b), d, h, n);
     if (p_.lift == Lift::over_power) return over_power(reinterpret_cast<double*>(row.a), d, h, n);
-    const auto on = [&](auto* v) {
-      p_.lift == Lift::over_divisor ? over_divisor(v, d, h, n) : lift_powers(v, v, n, p_.lift, p_.p);
-    };
+    const auto on = [&](auto* v) { lifted(v, v, d, h, n); };
     p_.acc == DType::f32 ? on(reinterpret_cast<float*>(row.a)) : on(reinterpret_cast<double*>(row.a));
   }
 
   void lift_scaled(double* v, double* exponent, i64 d, i64 h, i64 n) {
-    if (p_.lift == Lift::exp) {
-      for (i64 i = 0; i < n; ++i) scale(v[i], exponent[i], 1.0, v[i] * (p_.p * kLog2E));
-      return;
-    }
+    if (p_.lift == Lift::exp) return scale_exps(v, exponent, n, p_.p);
     const double* y = results(d, h);
     for (i64 i = 0; i < n; ++i) {
       const double g = v[i], t = p_.lift == Lift::over_exp ? -p_.p * kLog2E * y[i] : (1 - p_.p) * log2(fabs(y[i]));
@@ -170,24 +170,31 @@ class InputRows {
     }
   }
 
+  // n elements of row (d, h) at x, which may be v.
   template <class T>
-  void over_divisor(T* v, i64 d, i64 h, i64 n) const {
-    if (p_.divisor == Divisor::constant) {
-      const T by = T(p_.divisor_value);
-      for (i64 i = 0; i < n; ++i) v[i] /= by;
-      return;
-    }
+  void lifted(T* v, const T* x, i64 d, i64 h, i64 n) {
+    p_.lift == Lift::over_divisor ? over_divisor(v, x, d, h, n) : lift_powers(v, x, n, p_.lift, p_.p);
+  }
+  template <class T>
+  void over_divisor(T* v, const T* x, i64 d, i64 h, i64 n) {
+    using V = Vec<T, kLanes<T>>;
+    const auto by_one = [&](i64 from, i64 to, double by) {
+      const V all = splat<V>(T(by));
+      each<kLanes<T>>(v + from, x + from, to - from, [&](V a) { return a / all; });
+    };
+    if (p_.divisor == Divisor::constant) return by_one(0, n, p_.divisor_value);
     const double rows =
         double(divisor_of(p_.forward[0], d, p_.divisor)) * double(divisor_of(p_.forward[1], h, p_.divisor));
-    const double* each = divisor_w_;
-    if (t_.cb == 1) {
-      for (i64 i = 0; i < n; ++i) v[i] /= T(rows * each[i]);
-      return;
+    const i64 cols = n / t_.cb;
+    T* const by = reinterpret_cast<T*>(divisor_);
+    if (rows != divisor_rows_) {  // of most rows they are those of the row before
+      divisor_rows_ = rows;
+      for (i64 j = 0; j < cols; ++j) by[j] = T(rows * divisor_w_[j]);
     }
-    for (i64 j = 0; j < n / t_.cb; ++j) {
-      const T by = T(rows * each[j]);
-      for (i64 c = 0; c < t_.cb; ++c) *v++ /= by;
-    }
+    if (t_.cb == 1)
+      each<kLanes<T>>(v, x, by, n, [](V a, V b) { return a / b; });
+    else
+      for (i64 j = 0; j < cols; ++j) by_one(j * t_.cb, (j + 1) * t_.cb, double(by[j]));
   }
 };
 

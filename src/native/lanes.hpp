@@ -91,7 +91,18 @@ struct Part {
 };
 #endif
 
-// Bits of a row, as vectors of A and back.
+// A vector of which the lanes outside are `none`.
+template <class A, int L>
+ANYPOOL_INLINE Vec<A, L> only(const Part& part, Vec<A, L> v, Vec<A, L> none) {
+#if defined(__AVX512F__)
+  return choose_masked<A, L>(part.mask, v, none);
+#else
+  for (i64 i = part.in.lo; i < part.in.hi; ++i) none[i] = v[i];
+  return none;
+#endif
+}
+
+// Bits of a row, as vectors of A and back. `narrow_number` is for what was once of type T, and is no NaN: nothing is rounded.
 template <class T, class A, int L>
 struct Numbers {
   using Bits = T;
@@ -108,6 +119,7 @@ struct Numbers {
     else
       return __builtin_convertvector(v, Raw);
   }
+  static ANYPOOL_INLINE Raw narrow_number(Vec<A, L> v) { return narrow(v); }
 };
 template <int L>
 struct Numbers<bf16, float, L> {
@@ -124,6 +136,11 @@ struct Numbers<bf16, float, L> {
     __builtin_memcpy(&u, &v, sizeof u);
     const Vec<uint32_t, L> rounded = (u + 0x7fffu + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40;
     return __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, Raw);
+  }
+  static ANYPOOL_INLINE Raw narrow_number(Vec<float, L> v) {
+    Vec<uint32_t, L> u;
+    __builtin_memcpy(&u, &v, sizeof u);
+    return __builtin_convertvector(u >> 16, Raw);
   }
 };
 #if defined(__F16C__)
@@ -144,6 +161,7 @@ struct Numbers<f16, float, L> {
     return (Raw)_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT);
   }
 #endif
+  static ANYPOOL_INLINE Raw narrow_number(Vec<float, L> f) { return narrow(f); }
 };
 #endif
 
@@ -161,12 +179,17 @@ ANYPOOL_INLINE R with_float_types(const Plan& p, F&& f) {
   }
 }
 
-template <class T, class A, int L>
+// As they are stored: `Exact` if they are numbers of T.
+template <class T, class A, int L, bool Exact = false>
 struct Lanes {
   using V = Vec<A, L>;
   using Raw = typename Numbers<T, A, L>::Raw;
   static ANYPOOL_INLINE V load(const T* p) { return Numbers<T, A, L>::wide(anypool::load<Raw>(p)); }
-  static ANYPOOL_INLINE void store(T* p, V v) { anypool::store(p, Numbers<T, A, L>::narrow(v)); }
+  static ANYPOOL_INLINE Raw narrowed(V v) {
+    if constexpr (Exact) return Numbers<T, A, L>::narrow_number(v);
+    return Numbers<T, A, L>::narrow(v);
+  }
+  static ANYPOOL_INLINE void store(T* p, V v) { anypool::store(p, narrowed(v)); }
 #if defined(__AVX512F__)
   using Bits = typename Numbers<T, A, L>::Bits;
   static ANYPOOL_INLINE V load_part(const T* p, const Part& part, V none) {
@@ -189,7 +212,7 @@ struct Lanes {
     return choose_masked<A, L>(which_count<L>(mask, part.mask), V{} + 1, V{});
   }
   static ANYPOOL_INLINE void store_part(T* p, V v, const Part& part) {
-    store_masked<Bits, L>(reinterpret_cast<Bits*>(p), Numbers<T, A, L>::narrow(v), part.mask);
+    store_masked<Bits, L>(reinterpret_cast<Bits*>(p), narrowed(v), part.mask);
   }
 #else
   static V load_part(const T* p, const Part& part, V none) {
@@ -221,6 +244,16 @@ struct Lanes {
   }
 #endif
 };
+
+// 2 L neighbours: the even or the odd ones, which are the lower or the upper halves of floats.
+template <int Odd, int L>
+ANYPOOL_INLINE Vec<float, L> every_second(Vec<uint32_t, L> pairs) {
+  constexpr bool kUpper = Odd == (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
+  const Vec<uint32_t, L> bits = kUpper ? pairs & 0xffff0000u : pairs << 16;
+  Vec<float, L> v;
+  __builtin_memcpy(&v, &bits, sizeof v);
+  return v;
+}
 
 // Lanes J, J + 1 ... of two adjacent vectors.
 template <class V, int J, int L>

@@ -1,6 +1,6 @@
 // What a kernel does to rows before it merges them: reads them in order, and looks for NaNs.
 #pragma once
-#include "elements.hpp"
+#include "lanes.hpp"
 
 namespace anypool {
 namespace {
@@ -49,22 +49,28 @@ struct NaNs {
 
 // The same for n elements in a row.
 using HasNaN = bool (*)(const char* from, i64 n);
-template <class T>
+template <class T, class A>
 bool has_nan(const char* from, i64 n) {
+  constexpr int L = kLanes<A>;
+  using Memory = Lanes<T, A, L>;
   const T* p = reinterpret_cast<const T*>(from);
-  bool any = false;
-  for (i64 i = 0; i < n; ++i) {
-    const auto v = widen(p[i]);
-    any |= v != v;
+  NaNs<A, L> nan;
+  i64 i = 0;
+  for (; i + 2 * L <= n; i += 2 * L) nan.see(Memory::load(p + i), Memory::load(p + i + L));
+  for (; i < n; i += L) {
+    const auto v = Memory::load_part(p + i, Part({0, lower(n - i, L)}), Vec<A, L>{});
+    nan.see(v, v);
   }
-  return any;
+  return nan.any();
 }
 inline HasNaN has_nan_of(DType t) {
   switch (t) {
-    case DType::f16: return has_nan<f16>;
-    case DType::bf16: return has_nan<bf16>;
-    case DType::f32: return has_nan<float>;
-    case DType::f64: return has_nan<double>;
+#if defined(__F16C__)
+    case DType::f16: return has_nan<f16, float>;
+#endif
+    case DType::bf16: return has_nan<bf16, float>;
+    case DType::f32: return has_nan<float, float>;
+    case DType::f64: return has_nan<double, double>;
     default: return nullptr;
   }
 }

@@ -21,7 +21,7 @@ class OutputRow {
   const i64 bytes_;
   const bool small_sums_;  // of 8-bit integers, below 2^22
   const bool exact_sums_;  // of at most 32-bit integers, below 2^50
-  const bool merged_in_place_, adjoint_;
+  const bool merged_in_place_;
   i64 divisor_from_ = -1, divisor_to_ = -1;  // the columns that divisor_w_ holds
   bool even_divisor_ = false;                // the same for all columns of the tile
   Row row_;
@@ -40,9 +40,7 @@ class OutputRow {
         small_sums_(size_of(plan.in) == 1 && taps_of(plan) <= i64(1) << 14),
         exact_sums_(plan.in < DType::f16 && size_of(plan.in) <= 4 && taps_of(plan) <= i64(1) << 18),
         merged_in_place_(!kernel.b_bytes && plan.out == plan.acc &&
-                         (plan.inner == 1 ? plan.y_stride[2] == 1 || plan.axis[2].n_out == 1 : plan.y_stride[3] == 1)),
-        adjoint_(plan.axis[0].kind == AxisKind::transposed || plan.axis[1].kind == AxisKind::transposed ||
-                 plan.axis[2].kind == AxisKind::transposed) {
+                         (plan.inner == 1 ? plan.y_stride[2] == 1 || plan.axis[2].n_out == 1 : plan.y_stride[3] == 1)) {
     row_ = take_row(arena, k_, n);
     wide_ = arena.take_array<double>(n);
     divisor_w_ = arena.take_array<double>(n);
@@ -74,7 +72,7 @@ class OutputRow {
   // Whether rows lie as columns, as wide as they are merged.
   bool across() const {
     return p_.inner == 1 && p_.y_stride[1] == 1 && p_.y_stride[2] != 1 && p_.out == p_.acc && bytes_ >= 4 &&
-           !k_.b_bytes && !adjoint_;
+           !k_.b_bytes && !p_.adjoint;
   }
   // Rows [oh0, oh1), which lie `pitch` bytes apart at `rows`, to where they belong.
   void finish_across(i64 oh0, i64 oh1, char* rows, i64 pitch) {
@@ -101,7 +99,7 @@ class OutputRow {
   void finish(i64 oh) {
     char* y = row(oh);
     if (merged_in_place_) {
-      if (p_.finish == Finish::none && !adjoint_) return;
+      if (p_.finish == Finish::none && !p_.adjoint) return;
       const i64 pitch = p_.inner > 1 ? p_.y_stride[2] : 1;
       const bool whole = pitch == t_.cb;
       for (i64 o = 0; o < (whole ? 1 : t_.outputs()); ++o)
@@ -118,7 +116,7 @@ class OutputRow {
       finish_scaled(reinterpret_cast<double*>(v), oh);
     else if (p_.finish >= Finish::times_power)
       times_power(reinterpret_cast<double*>(v), oh);
-    if (p_.finish != Finish::none || adjoint_) arithmetic(v, type, oh, 0, t_.outputs());
+    if (p_.finish != Finish::none || p_.adjoint) arithmetic(v, type, oh, 0, t_.outputs());
     copy_columns(type == p_.acc ? store_ : converter(type, p_.out), {y, bytes_, p_.y_stride[2], p_.y_stride[3]},
                  {v, size_of(type), t_.cb, 1}, t_.outputs(), t_.cb, p_.inner > 1);
     if (k_.coded) store_codes(oh);
@@ -139,7 +137,7 @@ class OutputRow {
   template <class T>
   void on_floats(T* v, i64 oh, i64 first, i64 cols) {
     if (p_.finish == Finish::root || p_.finish == Finish::signed_root) finish_roots(v, cols * t_.cb, p_.p);
-    if (adjoint_)
+    if (p_.adjoint)
       for (i64 i = 0; i < cols * t_.cb; ++i) v[i] += T(0);  // an input that no window saw: 0.0, not -0.0
     divide(v, oh, first, cols);
   }
@@ -165,8 +163,9 @@ class OutputRow {
     const i64 n = t_.outputs() * t_.cb;
     const double* exponent = reinterpret_cast<const double*>(row_.b);
     if (p_.finish == Finish::log) {
-      for (i64 i = 0; i < n; ++i) v[i] = (log(v[i]) + exponent[i] * kLn2) / p_.p;
-      return;
+      using V = Vec<double, kLanes<double>>;
+      return each<kLanes<double>>(v, v, exponent, n,
+                                  [&](V a, V b) { return (log_of<kLanes<double>>(a) + b * kLn2) / p_.p; });
     }
     const double* x = inputs(oh);
     for (i64 i = 0; i < n; ++i) {

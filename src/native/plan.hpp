@@ -29,7 +29,8 @@ enum class Divisor : int32_t {
 
 // One pooled axis. `sliding`: window o starts at o*stride - pad and has `kernel` taps, `dilation` apart.
 // `table`: window o is first[o], first[o]+dilation, ... (count[o] taps). `transposed`: of the sliding axis with these
-// numbers, input j's window is the outputs that saw j; n_in and n_out are then those of the transposed axis.
+// numbers, input j's window is the outputs that saw j; n_in and n_out are then those of the transposed axis. The host makes
+// sliding ones of those whose stride is 1.
 struct Axis {
   AxisKind kind;
   i64 n_in, n_out, kernel, stride, dilation, pad, pad_hi;
@@ -46,6 +47,7 @@ struct Plan {
   Lift lift;
   Finish finish;
   Divisor divisor;
+  bool adjoint;          // of windows: an input that none of them saw, or that got only -0.0, has the gradient 0.0
   double divisor_value;  // Divisor::constant
   double p;              // exponent of lp, sharpness r of logsumexp
   Axis axis[3];          // d, h, w of this pass; missing axes have one element and a one-wide window
@@ -112,8 +114,9 @@ struct FinishingRow {
 // What one instruction-set level exports. A task is one (outer, inner block, d, row block, column tile).
 struct KernelTable {
   const char* name;
-  bool (*fused)(const Plan&);  // whether a kernel for just these windows exists, which needs no tiles
-  i64 (*planes)(const Plan&);  // 0, or into how many tasks a kernel that takes whole planes cuts each
+  bool (*fused)(const Plan&);   // whether a kernel for just these windows exists, which needs no tiles
+  bool (*turned)(const Plan&);  // whether rows are turned before they are merged over w; depends on the tiles
+  i64 (*planes)(const Plan&);   // 0, or into how many tasks a kernel that takes whole planes cuts each
   i64 (*scratch_bytes)(const Plan&, bool backward);
   void (*forward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
   // The same in two steps, for many small runs: what is worked out once stays in the scratch memory.

@@ -1,5 +1,6 @@
 // Rows of tokens as vectors of the type they are added in, whatever type and stride they have in memory.
 #pragma once
+#include "exponential.hpp"
 #include "lanes.hpp"
 #include "scratch.hpp"
 #include "token_plan.hpp"
@@ -108,27 +109,6 @@ ANYPOOL_INLINE A dot(const T* x, const A* q, i64 n) {
   return sum[0];
 }
 
-// exp(x) for x <= 0 (NaN stays NaN, and below -708 it is 0): 2^n times a polynomial, the same operations on every level.
-template <int L>
-ANYPOOL_INLINE Vec<double, L> exp_of(Vec<double, L> x) {
-  using V = Vec<double, L>;
-  const V magic = V{} + 0x1.8p52;
-  const V shifted = x * 1.4426950408889634074 + magic;
-  const V n = shifted - magic;
-  const V r = (x - n * 0x1.62e42fefa0000p-1) - n * 0x1.cf79abc9e3b3ap-40;
-  constexpr double kInverse[] = {
-      1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
-      1.0 / 720,        1.0 / 120,       1.0 / 24,       1.0 / 6,       0.5,          1.0,         1.0};
-  V p = V{} + kInverse[0];
-  for (int i = 1; i < 14; ++i) p = p * r + kInverse[i];
-  Vec<uint64_t, L> bits;  // unsigned: a shift over the end is then defined
-  __builtin_memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits + 1023) << 52;  // the low bits of `shifted` are n
-  V power;
-  __builtin_memcpy(&power, &bits, sizeof power);
-  const V e = p * power;
-  return x < -708.0 ? V{} : e;
-}
 // exp(x - top), where top is one of the x: 1 for the top itself, an infinity too.
 template <int L>
 ANYPOOL_INLINE Vec<double, L> exp_below(Vec<double, L> x, Vec<double, L> top) {

@@ -54,13 +54,18 @@ void transpose_blocks(T* dst, i64 dst_pitch, const T* src, i64 src_pitch, i64 ro
     }
   }
 }
+template <class T>
+void transpose(char* dst, i64 dst_pitch, const char* src, i64 src_pitch, i64 rows, i64 cols) {
+  constexpr int B = kLanes<T> < 16 ? kLanes<T> : 16;
+  transpose_blocks<T, B>(reinterpret_cast<T*>(dst), dst_pitch, reinterpret_cast<const T*>(src), src_pitch, rows, cols);
+}
 inline void transpose(i64 bytes, char* dst, i64 dst_pitch, const char* src, i64 src_pitch, i64 rows, i64 cols) {
-  if (bytes == 4)
-    transpose_blocks<uint32_t, kLanes<uint32_t>>(reinterpret_cast<uint32_t*>(dst), dst_pitch,
-                                                 reinterpret_cast<const uint32_t*>(src), src_pitch, rows, cols);
-  else
-    transpose_blocks<uint64_t, kLanes<uint64_t>>(reinterpret_cast<uint64_t*>(dst), dst_pitch,
-                                                 reinterpret_cast<const uint64_t*>(src), src_pitch, rows, cols);
+  switch (bytes) {
+    case 1: return transpose<uint8_t>(dst, dst_pitch, src, src_pitch, rows, cols);
+    case 2: return transpose<uint16_t>(dst, dst_pitch, src, src_pitch, rows, cols);
+    case 4: return transpose<uint32_t>(dst, dst_pitch, src, src_pitch, rows, cols);
+    default: return transpose<uint64_t>(dst, dst_pitch, src, src_pitch, rows, cols);
+  }
 }
 
 }  // namespace

@@ -110,17 +110,8 @@ class WholePlanes {
       v[0] = few_rows<Op, 7>(x, inside_ - row, nan);
     else
       many_rows<Op>(x, inside_ - row, v, nan);
-    for (int c = C - Loose; c < C; ++c) v[c] = only(loose_[c - (C - Loose)], v[c]);
+    for (int c = C - Loose; c < C; ++c) v[c] = only<A, L>(loose_[c - (C - Loose)], v[c], none());
     return halved<Op, 0, kPower>(v);
-  }
-  static ANYPOOL_INLINE V only(const Part& part, V v) {
-#if defined(__AVX512F__)
-    return choose_masked<A, L>(part.mask, v, none());
-#else
-    V kept = none();
-    for (i64 i = part.in.lo; i < part.in.hi; ++i) kept[i] = v[i];
-    return kept;
-#endif
   }
   // The last planes of most image classifiers are 7x7.
   template <class Op, int N>
@@ -229,9 +220,11 @@ inline WholeRun whole_run_of(const Plan& p) {
   if (p.axis[2].n_out != 1 && (width < 2 || (width & (width - 1)) != 0)) return nullptr;
   for (const Axis& a : p.axis)
     if (!tiles(a)) return nullptr;
+  if (width == 2 && p.axis[1].kernel == 2 && p.axis[2].n_in >= 8) return nullptr;  // fused rows are faster
   if (p.inner != 1 || p.axis[0].n_in != 1 || (p.axis[2].n_in > 1 && p.x_stride[2] != 1) ||
-      (p.axis[1].n_in > 1 && p.x_stride[1] != p.axis[2].n_in) || p.lift != Lift::none || p.code != Code::none ||
-      p.out != p.in || p.merge == Merge::scaled_sum || (p.finish != Finish::none && p.finish != Finish::divide))
+      (p.axis[1].n_in > 1 && p.x_stride[1] != p.axis[2].n_in) || p.adjoint || p.lift != Lift::none ||
+      p.code != Code::none || p.out != p.in || p.merge == Merge::scaled_sum ||
+      (p.finish != Finish::none && p.finish != Finish::divide))
     return nullptr;
   return with_float_types<WholeRun>(
       p, [&](auto t, auto a) { return whole_run<typename decltype(t)::type, typename decltype(a)::type>(p); });
