@@ -403,3 +403,42 @@ def test_std_of_an_outlier_first():
     x = np.concatenate([[[1e6]], 1e-2 * np.random.default_rng(14).standard_normal((5000, 1))])
     assert ap.pool_tokens(x[1:], "std")[0] == pytest.approx(x[1:].std(), rel=1e-13)
     assert ap.pool_tokens(x, "std")[0] == pytest.approx(x.std(), rel=1e-13)
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_explain_tells_which_tokens_count(tensors):
+    """Every mask of four tokens in one batch, counted by hand."""
+    masks = np.array(list(itertools.product([0, 1], repeat=4)))
+    x = np.ones((16, 4, 3), np.float32)
+    if tensors:
+        torch = pytest.importorskip("torch")
+        said = ap.explain(ap.pool_tokens, torch.from_numpy(x), ["mean", "max"], mask=torch.from_numpy(masks))
+    else:
+        said = ap.explain(ap.pool_tokens, x, ["mean", "max"], mask=masks)
+    rows = ["".join(map(str, m)) for m in masks if m.any()]
+    assert said.padded_left == sum(r.startswith("0") for r in rows)
+    assert said.padded_right == sum(r.endswith("0") for r in rows)
+    assert said.with_holes == sum("0" in r.strip("0") for r in rows)
+    assert (said.tokens, said.rows, said.shortest, said.longest, said.empty_outputs) == (32, 64, 0, 4, 1)
+    assert said.output_shape == (16, 6)
+    assert (said.accumulator, said.result_dtype) == ("float32", "float32")
+    assert said.bytes_moved == 4 * (32 * 3 + 16 * 6)
+    assert "32 count of 64 (mask); 0 to 4 in a row" in str(said)
+    assert said.to_dict()["reductions"] == ["mean", "max"]
+
+
+def test_explain_of_other_layouts():
+    rows = token_cases.rows_of(LENGTHS, 5, "float32", seed=1)
+    for laid in token_cases.layouts(rows):
+        said = ap.explain(ap.pool_tokens, laid.x, "mean", **laid.kwargs)
+        assert (said.tokens, said.longest) == (sum(LENGTHS), max(LENGTHS)), laid.name
+        assert said.output_shape == ap.pool_tokens(laid.x, "mean", **laid.kwargs).shape, laid.name
+        assert said.empty_outputs == LENGTHS.count(0), laid.name
+    said = ap.explain(ap.pool_tokens, np.ones((3, 2), np.int32), "max")
+    assert said.backend == "reference"
+    assert said.notes == ("no token kernels for int32",)
+    assert "int32" in str(said)
+    with pytest.raises(TypeError, match=r"pool_tokens\(\) got an unexpected keyword argument 'maks'"):
+        ap.explain(ap.pool_tokens, np.ones((3, 2)), "max", maks=1)
+    with pytest.raises(ValueError, match="mask must have shape"):
+        ap.explain(ap.pool_tokens, np.ones((1, 3, 2)), "max", mask=[True])

@@ -117,7 +117,7 @@ class Explanation:
         return "\n".join(lines + [f"  note     {n}" for n in self.notes])
 
 
-def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Explanation:
+def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
     """Return what ``fn(x, …)`` would run: windows, backend, kernel, instruction set, threads, bytes.
 
     Parameters
@@ -129,7 +129,7 @@ def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Explan
 
     Returns
     -------
-    Explanation
+    Explanation, or for `pool_tokens` a TokenExplanation: which tokens count, and where the padding is
 
     Raises
     ------
@@ -142,7 +142,17 @@ def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Explan
     >>> e = ap.explain(ap.max_pool2d, np.zeros((1, 8, 32, 32), np.float32), 3, stride=2, padding=1)
     >>> e.output_shape, e.backend, e.bytes_moved
     ((1, 8, 16, 16), 'native', 40960)
+    >>> print(ap.explain(ap.pool_tokens, np.zeros((2, 4, 3)), "mean", mask=[[1, 1, 0, 0], [0, 1, 1, 1]]))
+    mean of 2 rows of tokens
+      tokens   5 count of 8 (mask); 2 to 3 in a row
+      padding  on the left of 1, on the right of 1, holes in 0
+      output   (2, 3) float64 of float64, accumulated in float64
+      backend  native (...)
+      memory   168 bytes read and written, at least
     """
+    own = getattr(fn, "explain", None)
+    if own is not None:
+        return own(x, *args, **kwargs)
     call = _call_of(fn, x, args, kwargs)
     array: Any = call.x
     if is_tensor(array):

@@ -108,6 +108,7 @@ _ARGUMENTS = (
     "Tensor x, str reduction, str layout, Tensor? where, str side, int segments, int prefix, Tensor? prefixes, "
     "Tensor? weights, float p, float r, float eps, float empty"
 )
+_WEIGHTS = 8  # where they stand
 _LIBRARY: Any = torch.library.Library("anypool_tokens", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(f"reduce({_ARGUMENTS}) -> Tensor")
 _LIBRARY.define(f"reduce_known({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
@@ -405,9 +406,9 @@ def _tensor(name: str, value: Any, x: torch.Tensor) -> torch.Tensor:
     return t
 
 
-def pool_tokens(x: Any, reduction: Any, *, norm_type: Any, r: Any, eps: Any, empty: Any, weights: Any, dtype: Any,
-                **layout: Any) -> torch.Tensor:  # fmt: skip
-    """As `anypool.pool_tokens`, for tensors."""
+def _arguments(x: Any, reduction: Any, *, norm_type: Any, r: Any, eps: Any, empty: Any, weights: Any, dtype: Any,
+               **layout: Any) -> tuple[Any, ...]:  # fmt: skip
+    """Check what is known before the data are, and return the arguments of the operators."""
     x, layout = _unnested(x, layout)
     _same_dtype(dtype, x)
     seen = _given(x, layout)
@@ -418,10 +419,22 @@ def pool_tokens(x: Any, reduction: Any, *, norm_type: Any, r: Any, eps: Any, emp
     if norm_type is not None and not p > 0:
         raise ValueError(f"norm_type must be > 0, got {shown(norm_type)} ({at})")
     rest = (number_argument(n, v, at) for n, v in (("r", r), ("eps", eps), ("empty", empty)))
-    numbers = (p, *rest)
+    return (x, names, *seen, w, p, *rest)
+
+
+def call_of_tensors(*args: Any, **kwargs: Any) -> TokenCall:
+    """As `anypool.tokens.call_of`, for tensors."""
+    found = _arguments(*args, **kwargs)
+    return replace(_call(*found), result=_dtype(found[0]))
+
+
+def pool_tokens(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """As `anypool.pool_tokens`, for tensors."""
+    found = _arguments(*args, **kwargs)
+    x, w = found[0], found[_WEIGHTS]
     if torch.is_grad_enabled() and (x.requires_grad or (w is not None and w.requires_grad)):
-        return torch.ops.anypool_tokens.reduce_known(x, names, *seen, w, *numbers)[0]  # type: ignore[no-any-return]
-    return torch.ops.anypool_tokens.reduce(x, names, *seen, w, *numbers)  # type: ignore[no-any-return]
+        return torch.ops.anypool_tokens.reduce_known(*found)[0]  # type: ignore[no-any-return]
+    return torch.ops.anypool_tokens.reduce(*found)  # type: ignore[no-any-return]
 
 
 def attention_pool(

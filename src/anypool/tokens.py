@@ -212,4 +212,11 @@ def _differentiate(x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Callable[...
     return differentiate(x, *args, **kwargs)
 
 
+def _explain(*args: Any, **kwargs: Any) -> Any:
+    from anypool.token_explanation import explain_tokens
+
+    return explain_tokens(*args, **kwargs)
+
+
 pool_tokens.differentiate = _differentiate  # type: ignore[attr-defined]
+pool_tokens.explain = _explain  # type: ignore[attr-defined]
