@@ -247,6 +247,16 @@ def test_values_that_a_dtype_cannot_hold_are_infinite_without_a_word(backend):
     assert pullback(np.ones((1, 4), np.float16)).shape == (1, 3, 2)
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "int32"])
+def test_what_is_left_out_of_integers_may_be_infinite_in_the_result(backend, dtype):
+    """The largest integer stood for what does not count, and warned on its way to a float16."""
+    x = np.arange(36, dtype=dtype).reshape(1, 36)
+    mask = np.arange(36) % 3 > 0
+    y, valid = ap.pool(x, "min", 2, axes=1, dtype=np.float16, mask=mask, empty=-1, return_valid=True)
+    np.testing.assert_array_equal(valid, mask.reshape(1, 18, 2).sum(2))
+    np.testing.assert_array_equal(y[0], np.where(mask, x[0], np.inf).reshape(18, 2).min(1))
+
+
 def test_complex_numbers_with_weights_are_refused():
     with pytest.raises(TypeError, match="x must be bool, integer"):
         ap.avg_pool1d(np.ones((1, 4), complex), 2, weights=np.ones(4))

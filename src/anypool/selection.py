@@ -302,7 +302,8 @@ class Selected:
         self._run(job, values, state, codes)
         tied = None
         if self.selects and valid is not None:
-            tied = state == state.dtype.type(neutral(job.merge, job.lift, job.p, x.dtype))
+            with np.errstate(over="ignore"):  # the largest uint16 as a float16
+                tied = state == state.dtype.type(neutral(job.merge, job.lift, job.p, x.dtype))
         # A window in which nothing counts has no winner that is better than what was left out.
         all_count = tied is not None and not tied.any() and not self.return_valid
         counts, by = _ONE if all_count else self.counts(x, valid, piece), _ONE
