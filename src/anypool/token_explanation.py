@@ -93,11 +93,13 @@ def explain_tokens(*args: Any, **kwargs: Any) -> TokenExplanation:
         raise TypeError(f"pool_tokens() {error}") from None
     bound.apply_defaults()
     given = bound.arguments
-    call: TokenCall = (tensors().call_of_tensors if holds_tensors(given["x"]) else call_of)(**given)
+    of_tensors = holds_tensors(given["x"])
+    call: TokenCall = (tensors().call_of_tensors if of_tensors else call_of)(**given)
+    device = tensors().other_device(given["x"]) if of_tensors else ""
     layout = next((name for name in LAYOUTS if given[name] is not None), "")
     runs, matrix, tokens = call.runs, call.matrix, call.runs.tokens
-    reason = tokens_native.reason_against(matrix, runs)
-    native = backend_of(call) is tokens_native
+    reason = f"a tensor on {device}" if device else tokens_native.reason_against(matrix, runs)
+    backend = "torch" if device else "native" if backend_of(call) is tokens_native else "reference"
     sides = _padding(call) if layout in ("mask", "lengths") else (None, None, None)
     results = len(tokens) * matrix.dim * len(call.terms)
     return TokenExplanation(
@@ -115,8 +117,8 @@ def explain_tokens(*args: Any, **kwargs: Any) -> TokenExplanation:
         padded_left=sides[0],
         padded_right=sides[1],
         with_holes=sides[2],
-        backend="native" if native else "reference",
-        isa=_native.isa() if native else "",
+        backend=backend,
+        isa=_native.isa() if backend == "native" else "",
         bytes_moved=int(runs.count.sum()) * matrix.dim * matrix.dtype.itemsize + results * call.result.itemsize,
         notes=() if reason is None else (reason,),
     )

@@ -1,7 +1,8 @@
 """Token pooling of PyTorch tensors: two operators and their gradients, for autograd, `torch.compile` and export.
 
 What a row's tokens are is worked out inside the operators, so that masks and offsets may be data that a compiled graph
-does not know. Tensors share their memory with the kernels; only the CPU has these.
+does not know. Tensors share their memory with the kernels; only the CPU has these. Other devices, and gradients of
+gradients, have `anypool.token_operations`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class _BFloat16:
 
 
 _BF16: Any = _BFloat16()
+_forward_mode = torch.autograd.forward_ad
+_functorch: Any = torch._C._functorch
 
 
 def _dtype(t: torch.Tensor) -> Any:
@@ -52,11 +55,22 @@ class Memory:
         self.__array_interface__ = {"data": (tensor.data_ptr(), False)}
 
 
+def elsewhere(x: torch.Tensor) -> bool:
+    """Whether x is on a device that we have no kernels for; fake and meta tensors have an operator."""
+    return x.device.type not in ("cpu", "meta")
+
+
+def _composed(x: torch.Tensor) -> bool:
+    """Whether x is to be pooled in torch operations: on another device, transformed, or with a tangent."""
+    transformed = torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
+    return elsewhere(x) or transformed or _forward_mode._current_level >= 0
+
+
 def _matrix(x: torch.Tensor) -> Matrix:
-    if x.device.type != "cpu":
-        raise NotImplementedError(f"token kernels run on the CPU, got a tensor on {x.device} (x: {tuple(x.shape)})")
     if x.dtype not in _FLOATS:
         raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype} (x: {tuple(x.shape)})")
+    if _composed(x) and x.ndim >= 2 and x.shape[-1]:  # only its shape is of interest
+        return matrix_at(0, _dtype(x), tuple(x.shape), (0,) * x.ndim, None)
     if not natively() or x.ndim < 2 or x.shape[-1] == 0:  # by way of an array, which has the errors too
         return matrix_of(_array(x))
     return matrix_at(address_of(x), _dtype(x), tuple(x.shape), x.stride(), x.detach())
@@ -70,15 +84,37 @@ def natively() -> bool:
 def _array(t: torch.Tensor | None) -> Any:
     if t is None:
         return None
-    t = t.detach()
+    t = t.detach().cpu()
     return (t.float() if t.dtype == torch.bfloat16 else t).numpy()
+
+
+def _numbers(t: torch.Tensor | None, x: torch.Tensor) -> Any:
+    """What goes with the tokens, to be checked: only its shape where operations on tensors will read it."""
+    if t is None or not _composed(x):
+        return _array(t)
+    return np.zeros(tuple(t.shape), np.float32 if t.dtype == torch.bfloat16 else _dtype(t))
+
+
+def _known(name: str, t: torch.Tensor | None) -> Any:
+    """The values of what says which tokens count, whatever transforms the tokens."""
+    if t is None or not torch._C._are_functorch_transforms_active():
+        return _array(t)
+    while _functorch.is_gradtrackingtensor(t):
+        t = _functorch.get_unwrapped(t)
+    try:
+        with torch._C._DisableFuncTorch():
+            return _array(t)
+    except RuntimeError:
+        raise NotImplementedError(f"{name} must not be batched by vmap: which tokens count must be known") from None
 
 
 def _layout(layout: str, where: torch.Tensor | None, side: str, segments: int, prefix: int,
             prefixes: torch.Tensor | None) -> dict[str, Any]:  # fmt: skip
-    found: dict[str, Any] = {"exclude_prefix": prefix or None if prefixes is None else _array(prefixes)}
+    found: dict[str, Any] = {
+        "exclude_prefix": prefix or None if prefixes is None else _known("exclude_prefix", prefixes)
+    }
     if layout:
-        found[layout] = _array(where)
+        found[layout] = _known(layout, where)
     if layout == "segment_ids":
         found["num_segments"] = segments
     if layout == "lengths":
@@ -119,7 +155,7 @@ _LIBRARY.define(
 
 def _call(x: Any, reduction: str, layout: str, where: Any, side: str, segments: int, prefix: int, prefixes: Any,
           weights: Any, p: float, r: float, eps: float, empty: float) -> TokenCall:  # fmt: skip
-    call = call_of(_matrix(x), reduction.split("+"), weights=_array(weights), norm_type=None if p < 0 else p, r=r,
+    call = call_of(_matrix(x), reduction.split("+"), weights=_numbers(weights, x), norm_type=None if p < 0 else p, r=r,
                    eps=eps, empty=empty, **_layout(layout, where, side, segments, prefix, prefixes))  # fmt: skip
     return replace(call, result=tokens_native.sum_dtype(_dtype(x)))  # rounded to a half by PyTorch
 
@@ -203,12 +239,23 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
+def _differentiable(y: torch.Tensor, grad: torch.Tensor, *inputs: tuple[Any, bool]) -> list[Any]:
+    """Return a gradient, or None, for each (input, whether it needs one), which can be differentiated again."""
+    found = iter(torch.autograd.grad(y, [t for t, needed in inputs if needed], grad, create_graph=True))
+    return [next(found) if needed else None for _, needed in inputs]
+
+
 def _gather(ctx: Any, grad: Any, *_: Any) -> Any:
     if grad is None:
         return (None,) * 13
     x, where, prefixes, weights, known, winners = ctx.saved_tensors
     reduction, layout, side, segments, prefix, numbers = ctx.rest
     of_weights = weights is not None and ctx.needs_input_grad[8]
+    if torch.is_grad_enabled():  # a gradient of this gradient is wanted
+        rest = (reduction, layout, where, side, segments, prefix, prefixes, weights, *numbers)
+        y = token_operations().pool(x, _call(x, *rest), weights)
+        found = _differentiable(y, grad, (x, ctx.needs_input_grad[0]), (weights, of_weights))
+        return found[0], *(None,) * 7, found[1], *(None,) * 4
     of_x, found = torch.ops.anypool_tokens.reduce_backward(
         grad,
         known,
@@ -251,8 +298,9 @@ _LIBRARY.define(
 
 def _attention_call(x: Any, query: Any, values: Any, layout: str, where: Any, side: str, segments: int, prefix: int,
                     prefixes: Any, scale: float, empty: float) -> Any:  # fmt: skip
-    call = attention_call(_matrix(x), _array(query), values=None if values is None else _matrix(values), scale=scale,
-                          empty=empty, **_layout(layout, where, side, segments, prefix, prefixes))  # fmt: skip
+    of_values = None if values is None else _matrix(values)
+    call = attention_call(_matrix(x), _numbers(query, x), values=of_values, scale=scale, empty=empty,
+                          **_layout(layout, where, side, segments, prefix, prefixes))  # fmt: skip
     return replace(call, result=tokens_native.sum_dtype(_dtype(x)))
 
 
@@ -318,6 +366,11 @@ def _gather_attention(ctx: Any, grad: Any, *_: Any) -> Any:
         return (None,) * 11
     x, query, values, where, prefixes, exact, total = ctx.saved_tensors
     layout, side, segments, prefix, numbers = ctx.rest
+    if torch.is_grad_enabled():
+        call = _attention_call(x, query, values, layout, where, side, segments, prefix, prefixes, *numbers)
+        y = token_operations().attend(x, query, values, call)
+        inputs = zip((x, query, values), ctx.needs_input_grad[:3], strict=True)
+        return *_differentiable(y, grad, *inputs), *(None,) * 8
     of_x, asked, of_values = torch.ops.anypool_tokens.attend_backward(
         grad, exact, total, x, query, values, layout, where, side, segments, prefix, prefixes, *numbers
     )
@@ -350,7 +403,7 @@ def _unnested(x: Any, kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, A
         if lengths is None:
             return values, kwargs | {"offsets": offsets}
         return values, kwargs | {"spans": torch.stack([offsets[:-1], offsets[:-1] + lengths], -1)}
-    lengths = torch.tensor([0, *(len(t) for t in x)])
+    lengths = torch.tensor([0, *(len(t) for t in x)], device=x[0].device)
     return torch.cat(list(x)), kwargs | {"offsets": lengths.cumsum(0)}
 
 
@@ -432,6 +485,8 @@ def pool_tokens(*args: Any, **kwargs: Any) -> torch.Tensor:
     """As `anypool.pool_tokens`, for tensors."""
     found = _arguments(*args, **kwargs)
     x, w = found[0], found[_WEIGHTS]
+    if _composed(x):
+        return token_operations().pool(x, _call(*found), w)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and (x.requires_grad or (w is not None and w.requires_grad)):
         return torch.ops.anypool_tokens.reduce_known(*found)[0]  # type: ignore[no-any-return]
     return torch.ops.anypool_tokens.reduce(*found)  # type: ignore[no-any-return]
@@ -450,7 +505,22 @@ def attention_pool(
         raise ValueError(f"x must have tokens and at least one feature ({at})")
     factor = 1 / math.sqrt(x.shape[-1]) if scale is None else number_argument("scale", scale, at)
     asked = _tensor("query", query, x)
-    found = torch.ops.anypool_tokens.attend(
-        x, asked, values, *_given(x, layout), factor, number_argument("empty", empty, at)
-    )
-    return found[0]  # type: ignore[no-any-return]
+    if values is not None and values.device != x.device:
+        raise ValueError(f"values must be on the device of x, {x.device}, got {values.device} ({at})")
+    found = (x, asked, values, *_given(x, layout), factor, number_argument("empty", empty, at))
+    if _composed(x):
+        return token_operations().attend(x, asked, values, _attention_call(*found))  # type: ignore[no-any-return]
+    return torch.ops.anypool_tokens.attend(*found)[0]  # type: ignore[no-any-return]
+
+
+def other_device(x: Any) -> str:
+    """Return the device of a tensor or a list of them, if we have no kernels for it."""
+    lead: torch.Tensor = x if isinstance(x, torch.Tensor) else x[0]
+    return str(lead.device) if elsewhere(lead) else ""
+
+
+def token_operations() -> Any:
+    """Return the module for other devices."""
+    from anypool import token_operations
+
+    return token_operations
