@@ -17,7 +17,11 @@
 namespace anypool {
 namespace {
 
+#if defined(ANYPOOL_NOTHING_INLINE)  // to measure coverage
+#define ANYPOOL_INLINE inline
+#else
 #define ANYPOOL_INLINE inline __attribute__((always_inline))
+#endif
 
 template <class T, int L>
 struct VecOf {
