@@ -62,7 +62,11 @@ class TurnedRows {
   // f(where the row belongs, its states) for each of those there are, in the order in which they came.
   template <class F>
   void merge(F&& f) {
-    turn(columns_, kRows, lines_, cols_, n_, cols_);
+    for (i64 i = n_; i < kRows; ++i) {  // lanes that nobody asks for: any numbers, but numbers
+      __builtin_memcpy(lines_.a + i * cols_ * k_.a_bytes, lines_.a, size_t(cols_ * k_.a_bytes));
+      if (k_.b_bytes) __builtin_memcpy(lines_.b + i * cols_ * k_.b_bytes, lines_.b, size_t(cols_ * k_.b_bytes));
+    }
+    turn(columns_, kRows, lines_, cols_, kRows, cols_);
     for (i64 o = 0; o < outputs_; ++o) window(advance(k_, results_, o * kRows), window_of(p_.axis[2], o));
     turn(rows_, outputs_, results_, kRows, outputs_, n_);
     for (i64 i = 0; i < n_; ++i) f(place_[i], advance(k_, rows_, i * outputs_));
