@@ -142,3 +142,48 @@ def test_compiled():
 def test_arguments(arguments, error, message, recorded):
     with pytest.raises(error, match=message):
         ap.avg_pool1d(torch.ones(1, 2, 4, requires_grad=recorded), 2, **arguments)
+
+
+FOLLOWED = [
+    ("max_pool2d", (2,), {"mask": True, "empty": 0}),
+    ("avg_pool2d", (2,), {"mask": True, "empty": 0}),
+    ("avg_pool2d", (2,), {"weights": True}),
+    ("max_pool2d", (3, 2, 1), {"nan": "omit"}),
+    ("pool", ("lp", 2), {"axes": (2, 3), "mask": True, "empty": 0}),
+]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's forward mode uses what PyTorch deprecated
+@pytest.mark.parametrize(("name", "args", "kwargs"), FOLLOWED)
+def test_transforms_and_tangents(name, args, kwargs):
+    """A tangent was lost without a word."""
+    generator = torch.Generator().manual_seed(0)
+    x, tangent = (torch.randn(2, 2, 6, 6, dtype=torch.float64, generator=generator) for _ in range(2))
+    mask, weights = torch.rand(2, 2, 6, 6, generator=generator) < 0.7, torch.rand(6, 6, dtype=torch.float64)
+    given = kwargs | {k: v for k, v in (("mask", mask), ("weights", weights)) if k in kwargs}
+
+    def pooled(t):
+        return getattr(ap, name)(t, *args, **given)
+
+    leaf = x.clone().requires_grad_()
+    y = pooled(leaf)
+    (wanted,) = torch.autograd.grad((y * y).sum(), leaf)
+    torch.testing.assert_close(torch.func.grad(lambda t: (pooled(t) ** 2).sum())(x), wanted)
+    _, along = torch.func.jvp(lambda t: (pooled(t) ** 2).sum(), (x,), (tangent,))
+    torch.testing.assert_close(along, (wanted * tangent).sum())
+    with torch.autograd.forward_ad.dual_level():
+        primal, of_y = torch.autograd.forward_ad.unpack_dual(pooled(torch.autograd.forward_ad.make_dual(x, tangent)))
+        torch.testing.assert_close((2 * primal * of_y).sum(), along)
+    if "mask" in kwargs:  # and what is constant inside of a transform is an array as elsewhere
+        inside = torch.func.grad(lambda t: (t * pooled(x)[..., :1, :1].sum()).sum())(torch.ones(3, dtype=torch.float64))
+        torch.testing.assert_close(inside, pooled(x)[..., :1, :1].sum().expand(3))
+        both = torch.func.vmap(lambda t, m: getattr(ap, name)(t[None], *args, **given | {"mask": m[None]})[0])(x, mask)
+        torch.testing.assert_close(both, pooled(x))
+
+
+def test_tangents_that_cannot_be_followed_are_refused():
+    x = torch.randn(1, 1, 4, 4)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="'median' with mask"):
+            ap.pool(dual, "median", 2, axes=(2, 3), mask=torch.ones(4, 4, dtype=torch.bool))

@@ -30,3 +30,17 @@ PLAIN = frozenset({
 def is_plain(x: Any) -> bool:
     """Return whether x is memory of this machine, and nobody watches what is done with it."""
     return _keys(x).raw_repr() in PLAIN and not _modes()
+
+
+def array_of(x: torch.Tensor) -> Any:
+    """Return a plain tensor's memory as an array, also inside of a transform of something else."""
+    if not torch._C._are_functorch_transforms_active():
+        return x.detach().numpy()
+    with torch._C._DisableFuncTorch():
+        return x.detach().numpy()
+
+
+def has_tangent(x: torch.Tensor) -> bool:
+    """Return whether forward mode follows x: nothing else about a tensor tells it."""
+    forward = torch.autograd.forward_ad
+    return forward._current_level >= 0 and forward.unpack_dual(x).tangent is not None

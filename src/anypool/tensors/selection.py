@@ -16,7 +16,7 @@ from anypool.arguments import flag_argument
 from anypool.backends import torch as reference
 from anypool.operation import Call, Description, Problem, Selection
 from anypool.reductions import find, neutral
-from anypool.tensors.plain import is_plain
+from anypool.tensors.plain import array_of, has_tangent, is_plain
 from anypool.tensors.spec import NUMPY, TORCH, memory_of
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
@@ -30,15 +30,16 @@ def run(x: torch.Tensor, what: Description, given: Selection, out: torch.Tensor 
         if isinstance(a, torch.Tensor) and a.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {a.device} ({where})")
     reduction = find(what.reduction)
+    followed = any(has_tangent(a) for a in (x, *others))
     recorded = torch.is_grad_enabled() and any(a.requires_grad for a in (x, *others)) and reduction.adjoint is not None
     if not x.is_floating_point():
         if not is_plain(x):
             raise NotImplementedError(f"mask, nan and empty need floating-point tensors on {x.device}, got {x.dtype}")
         if given.weights is not None:
             x = x.double()
-    arrays = [_array(a) for a in (x, given.mask, given.weights, out)]
-    if not recorded and all(a is not NotImplemented for a in arrays):
-        array, mask, weights, into = arrays
+    values = (x, given.mask, given.weights, out)
+    if not recorded and not followed and all(_is_memory(a) for a in values):
+        array, mask, weights, into = map(_array, values)
         named = what._replace(dtype=NUMPY.get(what.dtype, what.dtype))
         result = selection.run(Call(array, named, into, given._replace(mask=mask, weights=weights), generator))
         parts = result if isinstance(result, tuple) else (result,)
@@ -54,13 +55,15 @@ def run(x: torch.Tensor, what: Description, given: Selection, out: torch.Tensor 
     return _composed(x, what, given)
 
 
-def _array(value: Any) -> Any:
-    """Return the array that a tensor is, None and arrays as they are, NotImplemented if there is none."""
+def _is_memory(value: Any) -> bool:
+    """Return whether a value is an array, or a tensor that can be one."""
     if not isinstance(value, torch.Tensor):
-        return value
-    if torch.compiler.is_compiling() or not is_plain(value) or value.dtype == torch.bfloat16:
-        return NotImplemented
-    return value.detach().numpy()
+        return True
+    return not torch.compiler.is_compiling() and is_plain(value) and value.dtype != torch.bfloat16
+
+
+def _array(value: Any) -> Any:
+    return array_of(value) if isinstance(value, torch.Tensor) else value
 
 
 def _composed(x: torch.Tensor, what: Description, given: Selection) -> Any:
