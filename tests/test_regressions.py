@@ -266,3 +266,17 @@ def test_short_rows_of_windows_without_a_kernel(backend):
     """The engine took several planes to a kernel that was not there."""
     x = np.arange(54 * 8 * 7, dtype=np.float32).reshape(54, 8, 7)
     np.testing.assert_array_equal(ap.pool(x, "min", (2, 3), stride=1, axes=(1, 2)), x[:, :-1, :-2])
+
+
+@pytest.mark.parametrize("dilation", [2, (2, 1), (3, 1), (1, 2)])
+@pytest.mark.parametrize("stride", [1, (1, 2), 2])
+def test_nans_between_the_rows_of_the_first_window(stride, dilation):
+    """Several planes at once looked for NaNs in the rows of the first window, and not in those between them."""
+    for row in range(20):
+        x = np.zeros((1, 16, 20, 20), np.float32)
+        x[..., row, 7] = np.nan
+        results = []
+        for name in ("native", "reference"):
+            with ap.backends.use(name):
+                results.append(ap.max_pool2d(x, 3, stride, dilation=dilation))
+        np.testing.assert_array_equal(*results)

@@ -139,6 +139,60 @@ def test_gradients_of_gradients(monkeypatch, device):
     assert torch.autograd.gradgradcheck(lambda q: ap.attention_pool(x.detach(), q, mask=mask), query)
 
 
+def test_inputs_made_from_each_other():
+    """With create_graph the gradient of what was made from another input was counted twice."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((2, 5, 3), (3, 3)))
+    calls = (
+        lambda t, m: ap.pool_tokens(t, "mean", weights=(t @ m).sigmoid().mean(-1)),
+        lambda t, m: ap.attention_pool(t, m, values=2 * t),
+        lambda t, m: ap.attention_pool(t, m, values=t),
+        lambda t, m: ap.attention_pool(t, t.mean((0, 1)) * m[0]),
+    )
+    for call in calls:
+        found = []
+        for again in (False, True):
+            inputs = [x.clone().requires_grad_(), w.clone().requires_grad_()]
+            found.append(torch.autograd.grad((call(*inputs) ** 2).sum(), inputs, create_graph=again))
+        for once, twice in zip(*found, strict=True):
+            torch.testing.assert_close(once, twice)
+        assert torch.autograd.gradgradcheck(call, (x.clone().requires_grad_(), w.clone().requires_grad_()))
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 1.5, 2.0, 3.0, float("inf")])
+def test_zeros_and_nans_of_powers(monkeypatch, p):
+    """As the kernels: no gradient where all is 0, that of the sign elsewhere, NaN for NaN."""
+    x = torch.tensor([[0.0, 0, 0], [1, -2, 3], [float("nan"), 1, -1]], dtype=torch.float64)[..., None]
+    wanted = pulled(x, "lp", {"norm_type": p})
+    with monkeypatch.context() as patch:
+        force(patch)
+        close(pulled(x, "lp", {"norm_type": p}), wanted, 1e-12)
+    leaf = torch.tensor([[[0.0], [2.0]]], dtype=torch.float64, requires_grad=True)
+    if p == 2:
+        (grad,) = torch.autograd.grad(ap.pool_tokens(leaf, "lp").sum(), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(grad[0, 0, 0], leaf)
+        assert second[0, 0, 0] == 0.5
+
+
+@pytest.mark.parametrize("name", ["max", "first", "mean", "std", "logsumexp"])
+def test_gradients_where_no_row_has_a_token(monkeypatch, name):
+    x = torch.randn(2, 3, 4).requires_grad_()
+    for elsewhere in (False, True):
+        if elsewhere:
+            force(monkeypatch)
+        y = ap.pool_tokens(x, name, lengths=torch.tensor([0, 0]), empty=0.0)
+        (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        assert not grad.any()
+
+
+def test_autocast_leaves_scores_alone(monkeypatch):
+    x, query = torch.randn(4, 50, 64, generator=torch.Generator().manual_seed(0)), torch.randn(64)
+    wanted = ap.attention_pool(x, query)
+    force(monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(ap.attention_pool(x, query), wanted)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's forward mode uses what PyTorch deprecated
 @pytest.mark.parametrize("name", ["mean", "max", "std", "logsumexp"])
 def test_transforms_and_tangents(name):
@@ -171,6 +225,8 @@ def test_transforms_and_tangents(name):
     assert torch.func.hessian(lambda t: whole(t).sum())(x).shape == (2, 5, 3, 2, 5, 3)
     with pytest.raises(NotImplementedError, match="mask must not be batched by vmap"):
         torch.func.vmap(lambda t, m: ap.pool_tokens(t, name, mask=m))(x, mask)
+    with pytest.raises(NotImplementedError, match="segment_ids must not be batched by vmap"):
+        torch.func.vmap(lambda t, i: ap.pool_tokens(t, name, segment_ids=i))(x, torch.zeros(2, 5, dtype=torch.int64))
 
 
 def test_halves_shapes_and_errors(monkeypatch):

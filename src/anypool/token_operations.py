@@ -54,7 +54,7 @@ class _Segments:
     def at(self, v: Tensor, places: Tensor) -> Tensor:
         """The token at a place for each output; of an empty one any."""
         if not self.any:
-            return v.new_zeros(self.outputs, *v.shape[1:])
+            return self.total(v)
         if places.ndim == 1:
             return v.index_select(0, places.clamp(0, len(v) - 1))
         return v.gather(0, places.clamp(0, len(v) - 1))
@@ -82,6 +82,19 @@ class _Segments:
         return self.at(v, torch.where(last >= 0, last, first))
 
 
+def _magnitude(v: Tensor) -> Tensor:
+    """|v|, whose gradient is the sign of v: 0 for 0, NaN for NaN."""
+    of = v.detach()
+    return v * torch.where(of.isnan(), of, of.sign())
+
+
+def _power(v: Tensor, p: float, none: Tensor) -> Tensor:
+    """|v|^p, whose gradient is 0 in outputs where there is nothing else than 0."""
+    if p % 2 == 0:
+        return v**p
+    return torch.where(none, 0, torch.where(none, 1, _magnitude(v)) ** p)
+
+
 def _root(s: Tensor, p: float) -> Tensor:
     """s^(1/p), whose gradient at 0 is 0."""
     none = s == 0
@@ -99,9 +112,10 @@ def _of_term(s: _Segments, v: Tensor, weights: Tensor | None, term: Term) -> Ten
         return s.at(v, s.first if finish == "first" else s.last)
     if keep in ("max", "min", "largest"):
         won = s.winner(v, str(keep))
-        return won.abs() if keep == "largest" else won
+        return _magnitude(won) if keep == "largest" else won
     if keep == "power":
-        return _root(s.total(v.abs() ** term.p), term.p)
+        zeros = s.total((v != 0).to(v.dtype)) == 0
+        return _root(s.total(_power(v, term.p, zeros[s.of])), term.p)
     if keep == "clamped":
         return _root(s.total(torch.where(v <= term.eps, term.eps, v) ** term.p) / s.count, term.p)
     if keep == "exponentials":
@@ -123,7 +137,7 @@ def _of_term(s: _Segments, v: Tensor, weights: Tensor | None, term: Term) -> Ten
 
 
 def pool(x: Tensor, call: TokenCall, weights: Tensor | None) -> Tensor:
-    """Return the results of a call whose matrix has the shape of x, and its layout of nothing."""
+    """Return the results of a call of tensors of these shapes."""
     s = _Segments(call.matrix, call.runs, x)
     v = s.tokens(x)
     w = None if weights is None else weights.reshape(-1).index_select(0, s.rows).to(s.wide)[:, None]
@@ -133,11 +147,12 @@ def pool(x: Tensor, call: TokenCall, weights: Tensor | None) -> Tensor:
 
 
 def attend(x: Tensor, query: Tensor, values: Tensor | None, call: AttentionCall) -> Tensor:
-    """Return the pooled values of a call of the same shapes, a head after the other."""
+    """Return the pooled values of a call of tensors of these shapes, a head after the other."""
     s = _Segments(call.matrix, call.runs, x)
     keys = s.tokens(x)
     v = keys if values is None else s.tokens(values)
-    scores = keys @ (query.to(s.wide) * call.scale).reshape(-1, x.shape[-1]).T
+    with torch.autocast(x.device.type, enabled=False):  # scores of halves would be halves
+        scores = keys @ (query.to(s.wide) * call.scale).reshape(-1, x.shape[-1]).T
     e = _below(scores, s.top(scores)[s.of])
     share = e / torch.where(s.empty, 1, s.total(e))[s.of]
     heads = [torch.where(s.empty, call.empty, s.total(share[:, h : h + 1] * v)) for h in range(share.shape[1])]

@@ -8,6 +8,7 @@ gradients, have `anypool.token_operations`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -239,10 +240,13 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _differentiable(y: torch.Tensor, grad: torch.Tensor, *inputs: tuple[Any, bool]) -> list[Any]:
-    """Return a gradient, or None, for each (input, whether it needs one), which can be differentiated again."""
-    found = iter(torch.autograd.grad(y, [t for t, needed in inputs if needed], grad, create_graph=True))
-    return [next(found) if needed else None for _, needed in inputs]
+def _differentiable(pooled: Any, grad: torch.Tensor, inputs: Sequence[Any], needed: Sequence[bool]) -> list[Any]:
+    """Return the gradient of each input that needs one, else None; they can be differentiated again."""
+    # Of aliases: an input may be made from another one, and is given its part of that by whoever called this.
+    own = [t if t is None else t.view_as(t) for t in inputs]
+    found = iter(torch.autograd.grad(pooled(*own), [t for t, n in zip(own, needed, strict=True) if n], grad,
+                                     create_graph=True))  # fmt: skip
+    return [next(found) if n else None for n in needed]
 
 
 def _gather(ctx: Any, grad: Any, *_: Any) -> Any:
@@ -252,9 +256,9 @@ def _gather(ctx: Any, grad: Any, *_: Any) -> Any:
     reduction, layout, side, segments, prefix, numbers = ctx.rest
     of_weights = weights is not None and ctx.needs_input_grad[8]
     if torch.is_grad_enabled():  # a gradient of this gradient is wanted
-        rest = (reduction, layout, where, side, segments, prefix, prefixes, weights, *numbers)
-        y = token_operations().pool(x, _call(x, *rest), weights)
-        found = _differentiable(y, grad, (x, ctx.needs_input_grad[0]), (weights, of_weights))
+        call = _call(x, reduction, layout, where, side, segments, prefix, prefixes, weights, *numbers)
+        found = _differentiable(lambda t, w: token_operations().pool(t, call, w), grad, (x, weights),
+                                (ctx.needs_input_grad[0], of_weights))  # fmt: skip
         return found[0], *(None,) * 7, found[1], *(None,) * 4
     of_x, found = torch.ops.anypool_tokens.reduce_backward(
         grad,
@@ -368,9 +372,9 @@ def _gather_attention(ctx: Any, grad: Any, *_: Any) -> Any:
     layout, side, segments, prefix, numbers = ctx.rest
     if torch.is_grad_enabled():
         call = _attention_call(x, query, values, layout, where, side, segments, prefix, prefixes, *numbers)
-        y = token_operations().attend(x, query, values, call)
-        inputs = zip((x, query, values), ctx.needs_input_grad[:3], strict=True)
-        return *_differentiable(y, grad, *inputs), *(None,) * 8
+        found = _differentiable(lambda *t: token_operations().attend(*t, call), grad, (x, query, values),
+                                ctx.needs_input_grad[:3])  # fmt: skip
+        return *found, *(None,) * 8
     of_x, asked, of_values = torch.ops.anypool_tokens.attend_backward(
         grad, exact, total, x, query, values, layout, where, side, segments, prefix, prefixes, *numbers
     )
@@ -403,7 +407,8 @@ def _unnested(x: Any, kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, A
         if lengths is None:
             return values, kwargs | {"offsets": offsets}
         return values, kwargs | {"spans": torch.stack([offsets[:-1], offsets[:-1] + lengths], -1)}
-    lengths = torch.tensor([0, *(len(t) for t in x)], device=x[0].device)
+    device = next((t.device for t in x if isinstance(t, torch.Tensor)), None)
+    lengths = torch.tensor([0, *(len(t) for t in x)], device=device)
     return torch.cat(list(x)), kwargs | {"offsets": lengths.cumsum(0)}
 
 
@@ -427,7 +432,7 @@ def _given(x: torch.Tensor, kwargs: dict[str, Any]) -> tuple[Any, ...]:
         assert where is not None
         if where.is_floating_point() or where.is_complex():
             raise TypeError(f"segment_ids must be integers, got dtype {where.dtype}")
-        segments = min(int(where.max()), _LARGEST) + 1 if where.numel() else 0
+        segments = min(int(_known(layout, where).max()), _LARGEST) + 1 if where.numel() else 0
     elif segments is not None:
         segments = min(_size("num_segments", segments, x), _LARGEST)
     if prefix is None or isinstance(prefix, torch.Tensor) or is_sequence(prefix):

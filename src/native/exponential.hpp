@@ -5,7 +5,7 @@
 namespace anypool {
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
+constexpr double kLog2E = 1.4426950408889634074;
 
 // e^x = factor * 2^n, n integral, for |x| < 2^50.
 template <int L>
@@ -39,10 +39,11 @@ ANYPOOL_INLINE Vec<double, L> exp_of(Vec<double, L> x) {
   return x < -708.0 ? Vec<double, L>{} : y;
 }
 
-// log(x) for x = m 2^k, m between sqrt(1/2) and sqrt(2): twice the series of artanh((m - 1) / (m + 1)). x must be a normal
-// number, 0, inf or NaN.
+// log(x 2^b), b integral: with x = m 2^k, m between sqrt(1/2) and sqrt(2), and f = m - 1, log(m) = f - f^2 / 2 + s (f^2 / 2 +
+// R), where s = f / (2 + f) and R is the rest of the series of artanh(s). (So do many C libraries: all but f is small.)
+// x must be a normal number, 0, inf or NaN.
 template <int L>
-ANYPOOL_INLINE Vec<double, L> log_of(Vec<double, L> x) {
+ANYPOOL_INLINE Vec<double, L> log_of(Vec<double, L> x, Vec<double, L> b) {
   using V = Vec<double, L>;
   constexpr uint64_t kRootOfHalf = 0x3fe6a09e667f3bcd, kMagic = 0x4338000000000000;  // 1.5 * 2^52
   Vec<uint64_t, L> bits;
@@ -52,11 +53,12 @@ ANYPOOL_INLINE Vec<double, L> log_of(Vec<double, L> x) {
   V m, scale;
   __builtin_memcpy(&m, &of_m, sizeof m);
   __builtin_memcpy(&scale, &of_k, sizeof scale);
-  scale -= 0x1.8p52;
-  const V s = (m - 1.0) / (m + 1.0), z = s * s;
+  scale = (scale - 0x1.8p52) + b;
+  const V f = m - 1.0, half = 0.5 * f * f, s = f / (2.0 + f), z = s * s;
   V series = V{} + 2.0 / 23;
   for (int i = 21; i >= 3; i -= 2) series = series * z + 2.0 / i;
-  const V y = scale * 0x1.62e42fefa0000p-1 + (2.0 * s + (s * z * series + scale * 0x1.cf79abc9e3b3ap-40));
+  const V small = s * (half + z * series) + scale * 0x1.cf79abc9e3b3ap-40;
+  const V y = scale * 0x1.62e42fefa0000p-1 - ((half - small) - f);
   const V infinity = V{} + __builtin_inf();
   return x == 0 ? -infinity : x < infinity ? y : x;
 }

@@ -194,7 +194,7 @@ inline FusedChoice fused_choice_of(const Plan& p) {
 // Output rows of a tile by a fused kernel.
 class FusedRows {
   static constexpr i64 kLoadedBytes = 16 << 10;  // loaded rows stay in the L1 cache until their last window
-  static constexpr i64 kKeptBytes = 32 << 10;
+  static constexpr i64 kKeptBytes = 32 << 10, kBeside = 4 * ANYPOOL_VECTOR_BYTES;
 
   // Where the rows of the window's planes lie, in bytes: row 0 of the first plane, and how far apart they are. They begin
   // at column `first`.
@@ -236,7 +236,8 @@ class FusedRows {
         unit_(choice_.pixels ? 1 : plan.inner) {
     if (!choice_.run) return;
     const i64 row = choice_.pixels ? p_.inner : p_.axis[2].n_in * unit_;
-    if (choice_.pixels || may_miss(p_.axis[0]) || may_miss(p_.axis[1])) none_ = arena.take(row * bytes_);
+    if (choice_.pixels || may_miss(p_.axis[0]) || may_miss(p_.axis[1]))  // short rows are read with what is beside them
+      none_ = arena.take(row * bytes_ + 2 * kBeside) + kBeside;
     const i64 column = (p_.inner + 64) * size_of(p_.acc == DType::u8 ? DType::u16 : p_.acc);
     if (choice_.pixels && column * (p_.axis[2].kernel - 1) <= kKeptBytes)
       kept_ = arena.take(column * (p_.axis[2].kernel - 1));
@@ -263,7 +264,8 @@ class FusedRows {
       } else if (p_.merge != Merge::sum) {
         none = p_.merge == Merge::max ? Limits<T>::bottom : Limits<T>::top;
       }
-      fill(none_, row, none);
+      const i64 beside = kBeside / i64(sizeof(T));
+      fill(none_ - kBeside, row + 2 * beside, none);
     });
   }
   explicit operator bool() const { return choice_.run != nullptr; }
@@ -323,7 +325,7 @@ class FusedRows {
   i64 planes_at_once() const {
     const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
     const i64 plane = h.n_in * w.n_in, last = p_.n_outer - 1;
-    const bool seen = !has_nan_ || (h.stride <= w.stride && (h.dilation == 1 || h.stride == 1));
+    const bool seen = !has_nan_ || (h.stride <= w.stride && h.dilation == 1);  // that every row is looked through
     const bool whole =
         d.n_in == 1 && d.n_out == 1 && d.kernel == 1 && d.pad == 0 && p_.rows_block >= h.n_out && p_.tile_w >= w.n_out;
     if (!choice_.planes || !seen || !whole || last < 0 || plane == 0 || p_.x_stride[1] != w.n_in ||

@@ -164,8 +164,7 @@ class OutputRow {
     const double* exponent = reinterpret_cast<const double*>(row_.b);
     if (p_.finish == Finish::log) {
       using V = Vec<double, kLanes<double>>;
-      return each<kLanes<double>>(v, v, exponent, n,
-                                  [&](V a, V b) { return (log_of<kLanes<double>>(a) + b * kLn2) / p_.p; });
+      return each<kLanes<double>>(v, v, exponent, n, [&](V a, V b) { return log_of<kLanes<double>>(a, b) / p_.p; });
     }
     const double* x = inputs(oh);
     for (i64 i = 0; i < n; ++i) {
