@@ -112,6 +112,35 @@ for c in callers: c.join()
 print("children", set(ends))
 """
 
+# The same where it can be held still: the other thread is in the middle of a property that is computed once.
+FORK_AMID_PROPERTY = """
+import warnings
+from anypool.cached import cached_property
+warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
+begun, go = threading.Event(), threading.Event()
+
+class Slow:
+    @cached_property
+    def value(self):
+        begun.set()
+        go.wait(30)
+        return 1
+
+caller = threading.Thread(target=lambda: Slow().value)
+caller.start()
+begun.wait(30)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    go.set()
+    slow = Slow()
+    os._exit(0 if slow.value == slow.value == 1 and slow.__dict__ == {"value": 1} else 1)
+child = os.waitpid(pid, 0)[1]
+go.set()
+caller.join()
+print("child", child)
+"""
+
 PROCESSES = """
 import multiprocessing, warnings
 warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
@@ -176,6 +205,11 @@ class TestFork:
 
     def test_pool_of_processes(self, library):
         assert said(library + PROCESSES, 3) == "right 16 of 16"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_fork_amid_property():
+    assert said(FORK_AMID_PROPERTY, 3) == "child 0"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are not sent so on Windows")

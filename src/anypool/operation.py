@@ -6,7 +6,6 @@ take it from there. A description is resolved into a `Problem` once for every sh
 
 from __future__ import annotations
 
-import functools
 import marshal
 import math
 import sys
@@ -21,6 +20,7 @@ from anypool import limits
 from anypool import windows as geometry
 from anypool.arguments import array_argument, flag_argument, gradient_argument, is_sequence, number_argument, shown
 from anypool.backends import Divisor, Pass, select
+from anypool.cached import cached_property
 from anypool.layouts import axis_order
 from anypool.memory import empty, empty_like
 from anypool.reductions import (
@@ -100,22 +100,22 @@ class Problem:
         """The windows of the forward pass."""
         return self.job.windows
 
-    @functools.cached_property
+    @cached_property
     def passes(self) -> dict[Any, Any]:
         """Passes over pieces, for calls in which not all inputs count: kept from one call to the next."""
         return {}
 
-    @functools.cached_property
+    @cached_property
     def size(self) -> int:
         """Number of elements of the result."""
         return math.prod(self.shape)
 
-    @functools.cached_property
+    @cached_property
     def coded(self) -> Pass:
         """The pass of a max or min that also gives the winners' offsets."""
         return self.job.changed(codes="offset")
 
-    @functools.cached_property
+    @cached_property
     def adjoint(self) -> Pass:
         """The pass over the transposed windows that gives the gradient of a sum."""
         assert isinstance(self.reduction.adjoint, tuple)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from anypool.arguments import array_argument, shown
+from anypool.cached import cached_property
 from anypool.limits import require
 from anypool.windows import size_argument
 

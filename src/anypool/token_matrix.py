@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from anypool.arguments import array_argument
+from anypool.cached import cached_property
 from anypool.operation import as_array, is_tensor, regular
 from anypool.reductions import check_dtype, is_float
 from anypool.runs import Ints, Runs

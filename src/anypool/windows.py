@@ -12,13 +12,13 @@ import operator
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from anypool.arguments import flag_argument, is_sequence, shown
+from anypool.cached import cached_property
 from anypool.limits import require
 
 Ints = npt.NDArray[np.int64]

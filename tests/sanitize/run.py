@@ -36,9 +36,10 @@ REST = (
     "tests/test_token_sizes.py",
     "tests/test_attention.py",
     "tests/test_state.py",
-    # Not what measures or limits memory, of which a sanitizer takes terabytes; nor PyTorch, which is not instrumented.
+    # Not what measures or limits memory, of which a sanitizer takes terabytes; nor PyTorch, which is not instrumented;
+    # nor a fork amid calls, for the allocator of GCC 12's sanitizer does not let go of its locks in the child.
     "-k",
-    "not fuzz and not peak and not memory and not PyTorch",
+    "not fuzz and not peak and not memory and not PyTorch and not fork_amid_calls",
 )
 AGAINST = ("tests/test_against_oracle.py", "tests/test_properties.py", "-k", "not reference")
 # Of the battery only what compares within one process: all of it takes an hour here.
