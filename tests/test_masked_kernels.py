@@ -148,11 +148,27 @@ def test_adaptive_windows(ways):
     assert ways
 
 
-def test_bytes_other_than_0_and_1_are_true(ways):
-    x = np.arange(64.0).reshape(1, 1, 8, 8)
-    mask = np.full((1, 1, 8, 8), 200, np.uint8).view(bool)
+@pytest.mark.parametrize("size", [8, 40])
+def test_bytes_other_than_0_and_1_are_true(size, ways):
+    x = np.arange(float(size * size)).reshape(1, 1, size, size)
+    mask = np.full(x.shape, 200, np.uint8).view(bool)
     assert ap.avg_pool2d(x, 2, mask=mask).tolist() == ap.avg_pool2d(x, 2).tolist()
     assert ways
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (2, 2, 1), (3, 2, 1), (3, 1, 1), (3, 2, 0)])
+def test_counts_of_rows_of_every_length(kernel, stride, padding, dtype, ways):
+    """Bytes of a row are added up in vectors, the last of which overlaps; what lies beside the row counts nothing."""
+    for width in range(16, 150):
+        x = data((1, 2, 7, width), np.dtype(dtype))
+        mask = np.random.default_rng(width).random(x.shape) < 0.4
+        kwargs = {"kernel_size": (kernel, kernel), "stride": stride, "padding": padding, "mask": mask}
+        for options in ({}, {"count_include_pad": False, "empty": 7}, {"divisor_override": 3}):
+            y, wanted = test_kernels.both(x, "mean", axes=(2, 3), **kwargs, **options)
+            assert tolerance.same_bits(y, wanted), (width, options)
+    assert ways
+    assert dtype == "float64" or all("masks beside" in way for way in ways)  # two lanes of SSE2 have no kernel
 
 
 def test_rows_beyond_a_cache_go_another_way(ways, monkeypatch):

@@ -1,6 +1,7 @@
 // The windows that most poolings have, small and with stride 1, 2 or 4, without a line in between: rows are merged over
 // d and h in registers and, still there, over w. Results are those of the engine to the bit: the order is the same.
 #pragma once
+#include "counted.hpp"
 #include "fused_job.hpp"
 
 namespace anypool {
@@ -28,10 +29,9 @@ class Fused {
   static ANYPOOL_INLINE V none() { return splat<V>(Op::identity().a); }
 
   // Of the rows of the window, merged: d within h, as the engine does.
-  template <class Merge = Op>
   static ANYPOOL_INLINE V over_rows(const V* v) {
-    return merged_taps<Merge, 0, KH>([&](auto h) {
-      return merged_taps<Merge, 0, KD>([&](auto d) { return v[decltype(d)::value * KH + decltype(h)::value]; });
+    return merged_taps<Op, 0, KH>([&](auto h) {
+      return merged_taps<Op, 0, KD>([&](auto d) { return v[decltype(d)::value * KH + decltype(h)::value]; });
     });
   }
   // L columns merged over the window's rows; what lies outside a row is absent.
@@ -106,74 +106,49 @@ class Fused {
     look_for_nan(even, nan), look_for_nan(odd, nan);
     p.v[0] = over_rows(even), p.v[1] = over_rows(odd);
   }
-  // How many inputs of L columns count, over the window's rows.
-  ANYPOOL_INLINE V count(i64 c) const {
-    V v[KD * KH];
-    for (int i = 0; i < KD * KH; ++i) v[i] = Memory::ones_where(masks_[i] + c);
-    return over_rows<Sum<A>>(v);
-  }
-  ANYPOOL_INLINE V count(i64 c, const Part& part) const {
-    if (part.empty()) return V{};
-    V v[KD * KH];
-    for (int i = 0; i < KD * KH; ++i) v[i] = Memory::ones_part_where(masks_[i] + c, part);
-    return over_rows<Sum<A>>(v);
-  }
-  template <class... Parts>
-  ANYPOOL_INLINE void counts(i64 c, Phases& p, const Parts*... parts) const {
-    V v[S];
-    for (int s = 0; s < S; ++s) v[s] = count(c + s * L, parts[s]...);
-    p.set(v);
-  }
-  static ANYPOOL_INLINE void store_counts(uint8_t* to, V v) {
-    using Whole = decltype(v != v);  // integers of the same size, on the way to bytes
-    store(to, __builtin_convertvector(__builtin_convertvector(v, Whole), Vec<uint8_t, L>));
-  }
-  template <class Merge = Op>
   static ANYPOOL_INLINE V over_w(const Phases& here, const Phases& next) {
-    return merged_taps<Merge, 0, KW>([&](auto tap) {
+    return merged_taps<Op, 0, KW>([&](auto tap) {
       constexpr int at = decltype(tap)::value * DW;
       return Slide<V, at / S, L>::run(here.v[at % S], next.v[at % S]);
     });
   }
 
-  ANYPOOL_INLINE void row(T* y, uint8_t* n) {
+  // The results of L windows from output o on. What this needs of the object is passed: see `row`.
+  template <class C>
+  static ANYPOOL_INLINE V result(V v, const FusedDivisor& by, const C& counted, const A* padding, i64 o) {
+    if constexpr (Counted)
+      return counted.finished(v, o, padding);
+    else
+      return finished<L>(v, by, o);
+  }
+
+  template <class C>
+  ANYPOOL_INLINE void row(T* y, C counted, const A* padding) {
     // What the loop needs of the object, as locals: a store to y might change any member, as far as the compiler knows.
     // The last columns have NaNs of their own, so that those of the loop stay in a register.
     NaNs<A, L> nan, at_ends;
     const FusedDivisor by = job_.by;
     const i64 whole = whole_, start = job_.start;
-    Phases here, next, counts_here, counts_next;
-    if (starts_inside_) {
+    if constexpr (Counted) counted.see(masks_);
+    Phases here, next;
+    if (starts_inside_)
       phases(start, here, nan);
-      if constexpr (Counted) counts(start, counts_here);
-    } else {
+    else
       phases(start, first_, here, at_ends);
-      if constexpr (Counted) counts(start, counts_here, first_);
-    }
     i64 o = 0, c = start + L * S;
     for (; o < whole; o += L, c += L * S) {
       phases(c, next, nan);
-      Memory::store(y + o, finished<L>(over_w(here, next), by, o));
+      Memory::store(y + o, result(over_w(here, next), by, counted, padding, o));
       here = next;
-      if constexpr (Counted) {
-        counts(c, counts_next);
-        store_counts(n + o, over_w<Sum<A>>(counts_here, counts_next));
-        counts_here = counts_next;
-      }
     }
     for (int t = 0; t < tails_; ++t, o += L, c += L * S) {
       phases(c, tail_[t], next, at_ends);
-      const V v = finished<L>(over_w(here, next), by, o);
+      const V v = result(over_w(here, next), by, counted, padding, o);
       if (t + 1 < tails_)
         Memory::store(y + o, v);
       else
         Memory::store_part(y + o, v, last_);
       here = next;
-      if constexpr (Counted) {
-        counts(c, counts_next, tail_[t]);
-        store_counts(n + o, over_w<Sum<A>>(counts_here, counts_next));
-        counts_here = counts_next;
-      }
     }
     nan_.add(nan);
     nan_.add(at_ends);
@@ -229,7 +204,13 @@ class Fused {
   }
   static bool run(const FusedJob& job) {
     Fused f(job);
-    uint8_t* counts = Counted ? job.counts : nullptr;
+    const auto counted = [&] {
+      if constexpr (Counted)
+        return CountedRow<A, L, KD * KH, KW, S>(job);
+      else
+        return 0;
+    }();
+    const char* padding = Counted ? job.padding : nullptr;
     for (i64 plane = 0; plane < job.planes; ++plane) {
       for (int i = 0; plane > 0 && i < KD * KH; ++i)
         f.rows_[i] = reinterpret_cast<const T*>(job.rows[i] + (job.rows[i] == job.none ? 0 : plane * job.x_plane));
@@ -242,8 +223,8 @@ class Fused {
         if (kShortRows && between && job.n <= L)
           f.short_row(reinterpret_cast<T*>(y));
         else
-          f.row(reinterpret_cast<T*>(y), counts);
-        if (Counted) counts += job.counts_step;
+          f.row(reinterpret_cast<T*>(y), counted, reinterpret_cast<const A*>(padding));
+        if (padding) padding += job.padding_step;
         for (int i = 0; i < KD * KH; ++i)
           f.rows_[i] = reinterpret_cast<const T*>(reinterpret_cast<const char*>(f.rows_[i]) + job.step[i]);
         for (int i = 0; Masked && i < KD * KH; ++i) f.masks_[i] += job.mask_step[i];

@@ -88,8 +88,10 @@ struct FusedJob {
   // Where not all inputs count: bytes beside the rows, and how much further those of the next output row lie.
   const uint8_t* masks[kFusedRows];
   i64 mask_step[kFusedRows];
-  uint8_t* counts;  // how many of each output; rows are written in order, each up to a vector too far
-  i64 counts_step;
+  uint8_t* columns;  // room for `cols` bytes and kBesideColumns on either side
+  const Finishing* finishing;
+  const char* padding;  // how many elements of each output's window are padding that counts; null for none
+  i64 padding_step;
 };
 // Returns whether it met a NaN in the rows that the output row before has not seen, the last ones of each plane, as many
 // as the stride on w, or any of several planes; the outputs are worth nothing then. Sums and integers never do, nor do kernels over channels.

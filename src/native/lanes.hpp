@@ -204,13 +204,6 @@ struct Lanes {
     part.mask = which_count<L>(mask, part.mask);
     return load_part(p, part, none);
   }
-  // 1 where a byte of the mask is not 0.
-  static ANYPOOL_INLINE V ones_where(const uint8_t* mask) {
-    return choose_masked<A, L>(which_count<L>(mask, ~uint64_t(0) >> (64 - L)), V{} + 1, V{});
-  }
-  static ANYPOOL_INLINE V ones_part_where(const uint8_t* mask, const Part& part) {
-    return choose_masked<A, L>(which_count<L>(mask, part.mask), V{} + 1, V{});
-  }
   static ANYPOOL_INLINE void store_part(T* p, V v, const Part& part) {
     store_masked<Bits, L>(reinterpret_cast<Bits*>(p), narrowed(v), part.mask);
   }
@@ -228,16 +221,6 @@ struct Lanes {
     for (i64 i = part.in.lo; i < part.in.hi; ++i)
       if (mask[i]) none[i] = A(widen(p[i]));
     return none;
-  }
-  static ANYPOOL_INLINE V ones_where(const uint8_t* mask) {
-    using Flags = decltype(V{} != V{});
-    const Flags counts = __builtin_convertvector(anypool::load<Vec<uint8_t, L> >(mask), Flags) != Flags{};
-    return counts ? V{} + 1 : V{};
-  }
-  static V ones_part_where(const uint8_t* mask, const Part& part) {
-    V ones{};
-    for (i64 i = part.in.lo; i < part.in.hi; ++i) ones[i] = mask[i] != 0;
-    return ones;
   }
   static void store_part(T* p, V v, const Part& part) {
     for (i64 i = part.in.lo; i < part.in.hi; ++i) anypool::narrow(p[i], v[i]);

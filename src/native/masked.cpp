@@ -197,8 +197,9 @@ Masked::Memory Masked::memory(uintptr_t base) const {
   Memory m;
   m.x = take(fused_ ? 0 : x * size_of(p_.in));
   m.valid = take(x);
-  m.state = take(divides_ ? y * size_of(p_.acc) : 0);
+  m.state = take(divides_ && !fused_ ? y * size_of(p_.acc) : 0);
   m.counts = take(y * (short_counts_ ? 1 : 4));
+  m.columns = take(fused_ ? p_.axis[2].n_in + 2 * kBesideColumns : 0);
   m.padding = take(padded_ ? y_plane_ * size_of(p_.acc) : 0);
   m.values = take(full_.values.scratch);
   m.totals = take(full_.counts.scratch);
@@ -216,17 +217,19 @@ void Masked::run(const Buffers& buffers, i64 begin, i64 end, char* scratch) cons
     const Unit u = unit(task);
     const i64 in_scratch = u.od0 * y_[0] + u.oh0 * y_[1];  // of the unit's first result, if the plane's were there
     char* y = static_cast<char*>(buffers.y) + outer_offset(p_, p_.y_outer, u.outer) * size_of(p_.out);
+    if (padded_ && (!planes_ || task == begin))
+      p_.acc == DType::f64 ? fill_padding(u, reinterpret_cast<double*>(m.padding))
+                           : fill_padding(u, reinterpret_cast<float*>(m.padding));
     if (fused_) {
-      merge_masked(buffers, u, m, y);
+      merge_masked(buffers, job, u, m, y);
+      if (!selects_) continue;
     } else {
       leave_out(buffers, u, m, true);
       merge(u, &Passes::values, m, m.x, divides_ ? m.state - in_scratch * size_of(p_.acc) : y);
     }
     if (selects_ && settle_ties(buffers, u, m, y)) continue;
-    if (!fused_ || selects_) {  // else they are there
-      if (fused_) leave_out(buffers, u, m, false);
-      merge(u, &Passes::counts, m, m.valid, m.counts - in_scratch * size_of(full_.counts.plan.out));
-    }
+    if (fused_) leave_out(buffers, u, m, false);
+    merge(u, &Passes::counts, m, m.valid, m.counts - in_scratch * size_of(full_.counts.plan.out));
     finish(job, u, m, y);
   }
 }
@@ -249,19 +252,18 @@ void Masked::leave_out(const Buffers& buffers, const Unit& u, const Memory& m, b
   });
 }
 
-void Masked::merge_masked(const Buffers& buffers, const Unit& u, const Memory& m, char* y) const {
-  const i64 bytes = size_of(p_.in);
-  const i64* step = divides_ ? y_ : p_.y_stride;
-  char* to = divides_ ? m.state : y + (u.od0 * step[0] + u.oh0 * step[1]) * bytes;
+void Masked::merge_masked(const Buffers& buffers, const Finishing& job, const Unit& u, const Memory& m, char* y) const {
+  const i64 bytes = size_of(p_.in), *step = p_.y_stride;
   for (i64 plane = 0; plane < u.planes; ++plane)
     for (i64 od = u.od0; od < u.od1; ++od) {
       const i64 x = outer_offset(p_, p_.x_outer, u.outer + plane),
-                mask = outer_offset(p_, p_.aux_outer, u.outer + plane);
-      const i64 at = plane * (divides_ ? y_plane_ : last_stride(p_, p_.y_outer)) + (od - u.od0) * step[0];
-      mask_kernels_.block(p_, {static_cast<const char*>(buffers.x) + x * bytes,
-                               static_cast<const uint8_t*>(buffers.aux) + mask, to + at * bytes, step[1] * bytes,
-                               reinterpret_cast<uint8_t*>(m.counts) + plane * y_plane_ + (od - u.od0) * y_[0], y_[1],
-                               od, u.oh0, u.oh1, zeros_.data()});
+                mask = outer_offset(p_, p_.aux_outer, u.outer + plane),
+                to = plane * last_stride(p_, p_.y_outer) + od * step[0] + u.oh0 * step[1];
+      const char* padding = padded_ ? m.padding + (od - u.od0) * y_[0] * bytes : nullptr;
+      mask_kernels_.block(
+          p_, {static_cast<const char*>(buffers.x) + x * bytes, static_cast<const uint8_t*>(buffers.aux) + mask,
+               y + to * bytes, step[1] * bytes, od, u.oh0, u.oh1, zeros_.data(), reinterpret_cast<uint8_t*>(m.columns),
+               &job, padding, y_[1] * bytes});
     }
 }
 
@@ -325,9 +327,6 @@ bool Masked::any_counts(const Buffers& buffers, const Unit& u, const Memory& m, 
 void Masked::finish(Finishing job, const Unit& u, const Memory& m, char* y) const {
   const i64 out = size_of(p_.out), acc = size_of(p_.acc), count = short_counts_ ? 1 : 4;
   const i64 sizes[] = {u.od1 - u.od0, u.oh1 - u.oh0, p_.axis[2].n_out, p_.inner};
-  if (padded_)
-    p_.acc == DType::f64 ? fill_padding(u, reinterpret_cast<double*>(m.padding))
-                         : fill_padding(u, reinterpret_cast<float*>(m.padding));
   Nest<3> nest;
   nest.add(u.planes, {last_stride(p_, p_.y_outer), padded_ ? 0 : y_plane_, y_plane_});
   for (int a = 0; a < 4; ++a) nest.add(sizes[a], {p_.y_stride[a], y_[a], y_[a]});

@@ -28,7 +28,7 @@ class Masked {
     Recipe values, counts;
   };
   struct Memory {  // of a unit, in scratch
-    char *x, *valid, *state, *counts, *padding;
+    char *x, *valid, *state, *counts, *columns, *padding;
     char *values, *totals, *rest;  // of the passes
   };
 
@@ -36,7 +36,7 @@ class Masked {
   Unit unit(i64 task) const;
   Memory memory(uintptr_t base) const;
   void leave_out(const Buffers& buffers, const Unit& u, const Memory& m, bool copied) const;
-  void merge_masked(const Buffers& buffers, const Unit& u, const Memory& m, char* y) const;
+  void merge_masked(const Buffers& buffers, const Finishing& job, const Unit& u, const Memory& m, char* y) const;
   void merge(const Unit& u, Recipe Passes::* which, const Memory& m, const char* x, char* y) const;
   bool settle_ties(const Buffers& buffers, const Unit& u, const Memory& m, char* y) const;
   bool any_counts(const Buffers& buffers, const Unit& u, const Memory& m, i64 at) const;

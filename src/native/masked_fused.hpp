@@ -32,15 +32,14 @@ FusedKernel masked_kernel(const Plan& p) {
   return nullptr;
 }
 
-// The kernel for a plan, or none. Its results have the type of the inputs, and lie side by side or in scratch.
+// The kernel for a plan, or none. Its results have the type of the inputs, and lie side by side.
 inline FusedKernel masked_kernel_of(const Plan& p) {
   for (const Axis& a : p.axis)
     if (a.kind != AxisKind::sliding || a.dilation != 1) return nullptr;
   const Axis& w = p.axis[2];
-  const bool divides = p.finish == Finish::divide;
   if (p.inner != 1 || w.n_in < 16 || w.pad > w.kernel || w.pad_hi > w.kernel || p.x_stride[2] != 1 ||
-      p.aux_stride[2] != 1 || (!divides && p.y_stride[2] != 1) || p.lift != Lift::none || p.acc != p.in ||
-      p.out != p.in || p.merge == Merge::scaled_sum || (p.finish != Finish::none && !divides))
+      p.aux_stride[2] != 1 || p.y_stride[2] != 1 || p.lift != Lift::none || p.acc != p.in || p.out != p.in ||
+      p.merge == Merge::scaled_sum || (p.finish != Finish::none && p.finish != Finish::divide))
     return nullptr;
   return p.in == DType::f32 ? masked_kernel<float>(p) : p.in == DType::f64 ? masked_kernel<double>(p) : nullptr;
 }
@@ -50,7 +49,8 @@ inline void masked_block(const Plan& p, const MaskedBlock& b) {
   const i64 bytes = size_of(p.in), row = p.x_stride[1] * bytes;
   const Window wd = window_of(p.axis[0], b.od);
   FusedJob job{};
-  job.cols = w.n_in, job.start = -w.pad, job.n = w.n_out, job.y_step = b.y_step, job.counts_step = b.counts_step;
+  job.cols = w.n_in, job.start = -w.pad, job.n = w.n_out, job.y_step = b.y_step;
+  job.columns = b.columns, job.finishing = b.finishing, job.padding_step = b.padding_step;
   job.in_order = p.axis[0].kernel * h.kernel > 1 && job.cols * bytes < kPage;
   const FusedKernel run = masked_kernel_of(p);
   for (i64 oh = b.oh0; oh < b.oh1; oh += job.count) {
@@ -66,7 +66,8 @@ inline void masked_block(const Plan& p, const MaskedBlock& b) {
         job.step[i] = there ? h.stride * row : 0;
         job.mask_step[i] = there ? h.stride * p.aux_stride[1] : 0;
       }
-    job.y = b.y + (oh - b.oh0) * b.y_step, job.counts = b.counts + (oh - b.oh0) * b.counts_step;
+    job.y = b.y + (oh - b.oh0) * b.y_step;
+    job.padding = b.padding ? b.padding + (oh - b.oh0) * b.padding_step : nullptr;
     run(job);
   }
 }

@@ -131,11 +131,15 @@ struct MaskedBlock {
   const uint8_t* mask;  // of the plane
   char* y;              // where row oh0 begins
   i64 y_step;           // from row to row, in bytes
-  uint8_t* counts;
-  i64 counts_step;
   i64 od, oh0, oh1;
   const uint8_t* zeros;  // as many as a row has elements
+  // Of sums, which are finished at once; maxima are not.
+  uint8_t* columns;  // room for as many, and kBesideColumns on either side
+  const Finishing* finishing;
+  const char* padding;  // as in FinishingRow, of row oh0
+  i64 padding_step;     // in bytes
 };
+constexpr i64 kBesideColumns = 128;  // windows of the last lanes begin so far behind a row at most
 
 // What a level exports for inputs of which not all count; the strides of a plan's aux are those of the mask.
 struct MaskKernels {
