@@ -55,6 +55,8 @@ GRADIENTS = tuple(
 
 TOKENS = ("tests/test_tokens.py",)
 TIED_MEDIAN = ("tests/test_window_reductions.py::test_gradients_of_ties",)
+MASKED = ("tests/test_masked_kernels.py",)
+KERNELS = ("tests/test_kernels.py",)
 MODES = ("tests/test_window_reductions.py::test_like_numpy",)
 MOMENTS = ("tests/test_window_reductions.py::test_windows[std-2-channels_first]",)
 PIECES = ("tests/test_window_reductions.py::test_pieces_do_not_matter[std]",)
@@ -115,6 +117,21 @@ MUTATIONS = (
              "+ 0x7fffu + ((u >> 16) & 1)) >> 16", ") >> 16", HALVES),
     Mutation("native: windows reach past the end", "native/geometry.hpp",
              "n_in - start : (n_in - 1 - start) / step + 1", "n_in - start : (n_in - 1 - start) / step", LAWS),
+    Mutation("native: the last bytes of a mask do not count", "native/counted.hpp",
+             "c = cols_ - Bytes;", "c = cols_;", MASKED),
+    Mutation("native: a mean of nothing is what was computed", "native/counted.hpp",
+             "n != V{} ? sums : splat<V>(empty_)", "n == n ? sums : splat<V>(empty_)", MASKED),
+    Mutation("native: a window of ties is not looked into", "native/masked.cpp",
+             "if (!any_counts(buffers, u, m, at[1] + i))", "if (false)", MASKED),
+    Mutation("native: the last of the turned rows stays behind", "native/turned_rows.hpp",
+             "turn(rows_, outputs_, results_, kRows, outputs_, n_);",
+             "turn(rows_, outputs_, results_, kRows, outputs_, n_ - 1);", KERNELS),
+    Mutation("native: NaNs in the first rows of planes are lost", "native/fused.hpp",
+             "if (job.planes > 1) f.see_first();", "", KERNELS),
+    Mutation("native: a part of a job begins too late", "native/threads.cpp",
+             "job.work(job.context, job.n * part / job.parts,",
+             "job.work(job.context, job.n * part / job.parts + (part > 2),",
+             ("tests/test_determinism.py",)),
     Mutation("the median's gradient goes to the first of equals", FUNCTIONS,
              "== (place - before + 1)", "== (0 * place + 1)", TIED_MEDIAN),
     Mutation("a mode takes the largest of several", FUNCTIONS, "np.argmax(lengths, axis=1)",

@@ -50,12 +50,23 @@ def copy_package(site: Path) -> None:
         shutil.copy(module, site.joinpath("anypool", *inside))
 
 
+def copy_sources(tree: Path) -> None:
+    tree.mkdir()
+    for name in SOURCES:
+        source = REPOSITORY / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tree / name)
+
+
 def build_package(tree: Path, site: Path) -> None:
-    """Build and install the package of a source tree into a folder."""
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", site, tree],
-        check=True,
-    )
+    """Build and install the package of a source tree into a folder; the next time only what has changed since.
+
+    One instruction-set level, the one that runs here: a mistake is the same at all of them.
+    """
+    code = "from anypool.backends import native; print(native.info()['isa'])"
+    level = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    settings = [f"build-dir={tree.parent / 'objects'}", f"cmake.define.ANYPOOL_LEVELS={level}"]
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", site]
+    subprocess.run([*command, *(part for s in settings for part in ("-C", s)), tree], check=True)
 
 
 def run_tests(site: Path, tests: tuple[str, ...], expected: tuple[int, ...] = (0, 1)) -> int:
@@ -90,16 +101,15 @@ def apply(mutation: Mutation, root: Path) -> None:
     path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
 
 
-def is_killed(mutation: Mutation, folder: Path) -> bool:
+def is_killed(mutation: Mutation, folder: Path, tree: Path) -> bool:
+    """Tell whether the tests notice; `tree` is where native mutants are built, one after the other."""
     site = folder / "site"
     if mutation.native:
-        tree = folder / "tree"
-        tree.mkdir()
-        for name in SOURCES:
-            source = REPOSITORY / name
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, tree / name)
+        if not tree.exists():
+            copy_sources(tree)
         apply(mutation, tree / "src")
         build_package(tree, site)
+        shutil.copy(REPOSITORY / "src" / mutation.file, tree / "src" / mutation.file)
     else:
         copy_package(site)
         apply(mutation, site)
@@ -131,14 +141,14 @@ def main() -> int:
     ]
     check_unmutated(chosen)
     survivors = []
-    for mutation in chosen:
-        start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            killed = is_killed(mutation, Path(folder))
-        survivors += [] if killed else [mutation.name]
-        print(
-            f"{'killed  ' if killed else 'SURVIVED'} {time.perf_counter() - start:6.1f} s  {mutation.name}", flush=True
-        )
+    with tempfile.TemporaryDirectory() as built:
+        for mutation in chosen:
+            start = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                killed = is_killed(mutation, Path(folder), Path(built, "tree"))
+            survivors += [] if killed else [mutation.name]
+            took = f"{time.perf_counter() - start:6.1f} s"
+            print(f"{'killed  ' if killed else 'SURVIVED'} {took}  {mutation.name}", flush=True)
     print(
         f"{len(chosen) - len(survivors)} of {len(chosen)} mutants killed"
         + ("" if not survivors else f"; alive: {survivors}")
