@@ -262,6 +262,22 @@ def test_complex_numbers_with_weights_are_refused():
         ap.avg_pool1d(np.ones((1, 4), complex), 2, weights=np.ones(4))
 
 
+def test_no_spans_of_several_sequences_have_gradients(backend):
+    """The pullback did not know how wide a result of no rows is."""
+    y, pullback = ap.vjp(
+        ap.pool_tokens, np.ones((2, 5, 3), np.float32), ["mean", "std"], spans=np.zeros((2, 0, 2), int)
+    )
+    assert y.shape == (2, 0, 6)
+    np.testing.assert_array_equal(pullback(y), np.zeros((2, 5, 3)))
+
+
+def test_a_variance_below_zero_has_no_root(backend):
+    """Weights below 0 made one, and native code took it for 0."""
+    x = np.array([[[1.0, 3.0], [2.0, 1.0], [4.0, 3.0]]])
+    y = ap.pool_tokens(x, "std", weights=[[1.0, 1.0, -0.5]])
+    np.testing.assert_array_equal(np.isnan(y), [[True, False]])
+
+
 def test_short_rows_of_windows_without_a_kernel(backend):
     """The engine took several planes to a kernel that was not there."""
     x = np.arange(54 * 8 * 7, dtype=np.float32).reshape(54, 8, 7)

@@ -81,7 +81,7 @@ def gifts(
 ) -> list[tuple[Term, Array, Array | None, Array | None, Array | None]]:
     """Return for each term what the tokens of each output get, in the parts that the kernels know."""
     wide = tokens_native.sum_dtype(call.matrix.dtype)
-    g = np.ascontiguousarray(grad.reshape(len(call.runs.bounds) - 1, -1), wide)
+    g = np.ascontiguousarray(grad.reshape(len(call.runs.bounds) - 1, len(call.terms) * call.matrix.dim), wide)
     dim, found = call.matrix.dim, []
     for i, (term, won) in enumerate(zip(call.terms, known.winners, strict=True)):
         columns = slice(i * dim, (i + 1) * dim)

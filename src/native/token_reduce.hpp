@@ -400,10 +400,7 @@ class Reducer {
       }
       case TokenFinish::deviation: {
         const double by = 1 / *s.weight;
-        for (i64 c = 0; c < n_; ++c) {
-          const double variance = s.c[c] * by;
-          line_[c] = __builtin_sqrt(variance < 0 ? 0 : variance);
-        }
+        for (i64 c = 0; c < n_; ++c) line_[c] = __builtin_sqrt(s.c[c] * by);  // NaN if weights below 0 prevail
         break;
       }
       case TokenFinish::root:
