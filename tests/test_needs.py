@@ -6,6 +6,7 @@ libraries may have changed since.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -42,11 +43,20 @@ def test_no_average_of_an_overhang_is_nan_or_zero(n, k, s, pad, backend):
     ],
 )  # fmt: skip
 def test_size_of_the_result_with_ceil_mode(n, k, s, pad, outputs, backend):
-    """One row more than the documented formula, a surprise (pytorch#88144, onnxruntime#10083, PaddlePaddle#51542)."""
+    """One row more than the documented formula, a surprise (pytorch#88144, PaddlePaddle#51542)."""
     y = ap.max_pool1d(np.arange(1.0, n + 1).reshape(1, 1, n), k, s, pad, ceil_mode=True)
     assert y.shape == (1, 1, outputs)
     assert np.isfinite(y).all()  # pytorch#94775: a row of -inf
     assert (outputs - 1) * s < n + pad  # the last window starts in the input or its left padding
+
+
+def test_numbers_of_the_reports(backend):
+    """The numbers that reports give as right (pytorch#183528, tvm PR#18641, onnxruntime#24681)."""
+    x = np.arange(1.0, 10).reshape(1, 1, 3, 3)
+    y = ap.avg_pool2d(x, 3, 2, 1, ceil_mode=True)
+    assert y.shape == (1, 1, 2, 2)
+    assert ap.max_pool1d(np.arange(17.0)[None], 2, 2, ((0, 1),)).shape == (1, 9)
+    assert ap.adaptive_avg_pool1d(np.arange(20_000_003.0)[None], 1000)[0, [0, -1]].tolist() == [10000.0, 19990002.0]
 
 
 def test_padding_counts_or_not_as_asked(backend):
@@ -66,7 +76,14 @@ def test_padding_at_the_end_counts_too(backend):
 
 @pytest.mark.parametrize("reduction", ["max", "sum"])
 def test_large_inputs_follow_the_rule_of_small_ones(reduction):
-    """Dilation is dropped where the input is large enough for a faster path (openxla/xla#48714)."""
+    """Dilation is dropped where the input is large enough for a faster path (openxla/xla#48714).
+
+    Theirs is the dilation of the input, which we do not have, on an axis with a window of 1; this is the window's.
+    """
+    wide = np.random.default_rng(1).integers(-99, 99, (1, 1, 64, 128)).astype(np.float32)
+    y = ap.pool(wide, reduction, (2, 1), stride=(2, 1), dilation=(1, 2))
+    pairs = wide.reshape(1, 1, 32, 2, 128)
+    assert np.array_equal(y, pairs.max(3) if reduction == "max" else pairs.sum(3))
     x = np.random.default_rng(0).integers(-99, 99, (1, 2, 400, 500)).astype(np.float32)
     y = ap.pool(x, reduction, (3, 3), stride=2, dilation=3)
     for i, j in ((0, 0), (90, 120), (196, 246)):
@@ -177,21 +194,25 @@ def test_gradients_are_the_same_in_every_run():
 # ---- dtypes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("tensors", [False, True])
-def test_integers_are_pooled(dtype, tensors):
+def test_integers_are_pooled(dtype, tensors, rank):
     """Maxima of bytes and bools are missing, of integers only with indices; averages by device (pytorch#33086,
     #107412, #136110, #139115).
     """
-    x = (np.arange(48).reshape(1, 2, 4, 6) * 7 % 13).astype(dtype)
+    shape = (1, 2, *(4, 6, 2)[:rank])
+    x = (np.arange(np.prod(shape)).reshape(shape) * 7 % 13).astype(dtype)
     given = pytest.importorskip("torch", reason="torch is not installed").from_numpy(x) if tensors else x
-    windows = x.reshape(1, 2, 2, 2, 3, 2).swapaxes(3, 4).reshape(1, 2, 2, 3, 4)
-    for y in (ap.max_pool2d(given, 2), ap.max_pool2d(given, 2, return_indices=True)[0]):
+    taps = [x[(..., *(slice(t >> a & 1, None, 2) for a in range(rank)))] for t in range(2**rank)]
+    windows = np.stack(taps, -1)
+    max_pool, avg_pool = (getattr(ap, f"{kind}_pool{rank}d") for kind in ("max", "avg"))
+    for y in (max_pool(given, 2), max_pool(given, 2, return_indices=True)[0]):
         assert np.asarray(y).dtype == dtype
         assert np.array_equal(y, windows.max(-1))
-    assert np.array_equal(ap.pool(given, "min", (2, 2)), windows.min(-1))
+    assert np.array_equal(ap.pool(given, "min", (2,) * rank), windows.min(-1))
     mean = windows.astype(np.float64).mean(-1)
-    assert np.array_equal(ap.avg_pool2d(given, 2), mean if dtype == "bool" else np.rint(mean))
+    assert np.array_equal(avg_pool(given, 2), mean if dtype == "bool" else np.rint(mean))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -217,7 +238,11 @@ def test_padding_beyond_half_the_kernel(backend):
 
 
 def test_kernels_larger_than_the_input(backend):
-    """A kernel beyond the padded input, or "same" with an odd pad on one side (mxnet#13569, tt-forge-onnx#2757)."""
+    """A kernel beyond the input, "same" at all (mxnet#10487), other padding on each side (mxnet#13569,
+    tt-forge-onnx#2757).
+    """
+    square = np.arange(9.0).reshape(1, 1, 3, 3)
+    assert ap.max_pool2d(square, 2, 2, ((0, 1), (1, 0)))[0, 0].tolist() == [[3, 5], [6, 8]]
     x = np.arange(1.0, 4).reshape(1, 1, 3)
     assert ap.max_pool1d(x, 7, 1, 3).ravel().tolist() == [3, 3, 3]
     assert ap.pool(x, "sum", (7,), padding="same", stride=1).ravel().tolist() == [6, 6, 6]
@@ -294,14 +319,17 @@ def test_permuted_tensors():
             assert torch.equal(pool(x.permute(order).contiguous().permute(back), 3), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:DeprecationWarning")  # of Inductor's own
 def test_compiled_gradients_of_channels_last_volumes():
-    """A compiled adaptive_max_pool3d has a wrong gradient for channels_last_3d, and says nothing (pytorch#197888)."""
+    """Compiled by Inductor, they are wrong for channels_last_3d, and nothing says so (pytorch#197888)."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
+    if shutil.which("g++") is None:
+        pytest.skip("Inductor compiles for the CPU with g++")
     x = torch.randn(2, 3, 7, 6, 5)
     gradients = []
     for form in (torch.contiguous_format, torch.channels_last_3d):
         given = x.clone(memory_format=form).requires_grad_()
-        for pool in (ap.adaptive_max_pool3d, torch.compile(ap.adaptive_max_pool3d, backend="aot_eager")):
+        for pool in (ap.adaptive_max_pool3d, torch.compile(ap.adaptive_max_pool3d, backend="inductor")):
             y = pool(given, (3, 2, 4))
             gradients += torch.autograd.grad(y, given, torch.arange(1.0, y.numel() + 1).reshape(y.shape))
     assert all(torch.equal(g, gradients[0]) for g in gradients)
@@ -319,18 +347,23 @@ def test_both_orders_of_axes_on_the_cpu(rank, backend):
 # ---- nothing to pool -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 8, 8)])
+@pytest.mark.parametrize(
+    "shape", [(17, 0, 50), (0, 3, 8), (0, 3, 8, 8), (2, 0, 8, 8), (2, 0, 4, 8, 6), (0, 2, 4, 4, 4)]
+)
 def test_empty_batches_with_and_without_gradients(shape):
     """Without a gradient an empty batch is taken, with one it is refused (pytorch#76587); no second one (#64306)."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    for pool in (
-        lambda x: ap.max_pool2d(x, 2), lambda x: ap.avg_pool2d(x, 2), lambda x: ap.adaptive_max_pool2d(x, 4),
-        lambda x: ap.adaptive_avg_pool2d(x, 4), lambda x: ap.lp_pool2d(x, 2, 2),
+    rank = len(shape) - 2
+    half = tuple(n // 2 for n in shape[2:])
+    for name, arguments in (
+        ("max_pool", (2,)), ("avg_pool", (2,)), ("adaptive_max_pool", (half,)), ("adaptive_avg_pool", (half,)),
+        ("lp_pool", (2, 2)),
     ):  # fmt: skip
+        function = getattr(ap, f"{name}{rank}d")
         with torch.no_grad():
-            assert pool(torch.zeros(shape)).shape == (*shape[:2], 4, 4)
+            assert function(torch.zeros(shape), *arguments).shape == (*shape[:2], *half)
         x = torch.zeros(shape, requires_grad=True, dtype=torch.float64)
-        y = pool(x)
+        y = function(x, *arguments)
         (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         (second,) = torch.autograd.grad(first.sum(), x)
         assert first.shape == second.shape == shape
@@ -342,6 +375,8 @@ def test_global_pooling_of_nothing_is_no_infinity(function, backend):
     with pytest.raises(ValueError, match=r"x\.shape along pooled axis 0 must be >= 1, or empty= give a value, got 0"):
         function(np.zeros((2, 3, 0, 4)))
     assert function(np.zeros((0, 3, 5, 4))).shape == (0, 3, 1, 1)
+    assert function(np.zeros((0, 3, 5)), mask=np.zeros((0, 1, 5), bool)).shape == (0, 3, 1)  # a shard with its mask
+    assert ap.pool_tokens(np.zeros((0, 5, 3)), "mean", mask=np.zeros((0, 5), bool)).shape == (0, 3)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "max", "min", "first", "last", "std", "logsumexp"])
@@ -362,7 +397,7 @@ def test_rows_without_a_token_are_what_was_asked_for(reduction):
 
 @pytest.mark.parametrize("tensors", [False, True])
 def test_one_of_equal_values_takes_the_gradient(tensors):
-    """Every one of equal maxima takes the whole gradient (Theano#5404); which one does is not said (pytorch#80204)."""
+    """Every one of equal maxima takes the whole gradient (Theano#5404)."""
     x = np.zeros((1, 1, 4, 4), np.float32)
     if tensors:
         torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -378,11 +413,35 @@ def test_one_of_equal_values_takes_the_gradient(tensors):
 
 
 def test_equal_indices_of_an_unpooling_have_one_rule():
-    """Duplicate indices give one of the values, by thread, and a gradient that is another's (pytorch#80827)."""
+    """Duplicate indices give one of the values, by thread, and the gradient to all (pytorch#80827, #80204)."""
     x, places = np.arange(1.0, 9).reshape(1, 2, 4), np.array([[[1, 1, 1, 0], [7, 7, 0, 7]]])
     y, pullback = ap.vjp(ap.max_unpool1d, x, places, 2)
     assert y.tolist() == [[[4, 3, 0, 0, 0, 0, 0, 0], [7, 0, 0, 0, 0, 0, 0, 8]]]  # the later one stays
-    assert pullback(np.arange(16.0).reshape(1, 2, 8)).tolist() == [[[1, 1, 1, 0], [15, 15, 8, 15]]]
+    assert pullback(np.arange(16.0).reshape(1, 2, 8)).tolist() == [[[0, 0, 1, 0], [0, 0, 8, 15]]]
+
+
+def test_equal_indices_of_tensors_have_the_same_rule():
+    """Of tensors, too: by any number of threads, in deterministic mode, compiled, and twice differentiable."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    places = torch.tensor([[1, 1, 2, 3]])
+    x = torch.tensor([[5.0, 6.0, 7.0, -0.0]], dtype=torch.float64, requires_grad=True)
+    wanted = [[0, 6, 7, 0, 0, 0, 0, 0]]
+    assert ap.max_unpool1d(x, places, 2).tolist() == wanted
+    assert torch.autograd.gradcheck(lambda t: ap.max_unpool1d(t, places, 2), x)
+    assert torch.autograd.gradgradcheck(lambda t: ap.max_unpool1d(t, places, 2), x)
+    compiled = torch.compile(ap.max_unpool1d, backend="aot_eager", fullgraph=True)
+    assert compiled(x, places, 2).tolist() == wanted
+    many, threads = torch.arange(1.0, 2**17)[None], torch.get_num_threads()
+    try:
+        torch.use_deterministic_algorithms(True)
+        assert ap.max_unpool1d(x, places, 2).tolist() == wanted
+        torch.use_deterministic_algorithms(False)
+        for torch_threads in (1, 2, 3):
+            torch.set_num_threads(torch_threads)
+            assert ap.max_unpool1d(many, torch.zeros_like(many, dtype=torch.int64), 1)[0, 0] == 2**17 - 1
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(threads)
 
 
 def test_backends_agree_on_all_of_it():
@@ -427,7 +486,7 @@ def test_what_is_masked_never_leaks(backend):
 
 @pytest.mark.parametrize("reduction", ["max", "min", "sum", "mean"])
 def test_nan_is_left_out_if_asked_for(reduction, backend):
-    """There is no nanmax of windows (pytorch#7645); means that skip NaN divide by a wrong count (Theano#3060)."""
+    """There is no nanmax of windows (pytorch#7645)."""
     x = np.array([1.0, np.nan, 3.0, 5.0, np.nan, np.nan])
     y, valid = ap.pool(x, reduction, 2, nan="omit", return_valid=True)
     assert y[:2].tolist() == {"max": [1, 5], "min": [1, 3], "sum": [1, 8], "mean": [1, 4]}[reduction]

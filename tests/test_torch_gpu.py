@@ -82,7 +82,7 @@ def far_away(monkeypatch):
 
     def switch(on):
         monkeypatch.setattr(tensors, "PLAIN", frozenset() if on else plain)
-        monkeypatch.setattr(tensors, "_elsewhere", lambda x: on)
+        monkeypatch.setattr(tensors.plain, "elsewhere", lambda x: on)
 
     plain = tensors.PLAIN
     yield switch

@@ -203,7 +203,7 @@ def test_accelerate_and_restore():
     assert {n: why for n, (_, why) in report.kept.items()} == {
         "own": "a subclass of torch.nn.MaxPool2d",
         "patched": "its forward was replaced",
-        "unpool": "PyTorch's own operator is used for it anyway",
+        "unpool": "anypool has nothing faster for it",
     }
     assert type(m["pool"]) is ap.nn.MaxPool2d is type(m["again"])
     assert m["pool"].note == "kept"
@@ -228,7 +228,7 @@ def test_reports_read_well():
         "3 left as they are:\n"
         "  own      Quiet: a subclass of torch.nn.MaxPool2d\n"
         "  patched  AvgPool2d: its forward was replaced\n"
-        "  unpool   MaxUnpool2d: PyTorch's own operator is used for it anyway"
+        "  unpool   MaxUnpool2d: anypool has nothing faster for it"
     )
     assert "needs anypool.torch.install()" in str(ap.torch.accelerate(nn.Linear(1, 1)))
     assert str(ap.torch.accelerate(nn.MaxPool1d(2))).splitlines()[1].startswith("  (model)  MaxPool1d(")

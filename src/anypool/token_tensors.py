@@ -19,6 +19,7 @@ from anypool import _native
 from anypool.arguments import is_sequence, number_argument, shown
 from anypool.attention import attend_known, attention_call, attention_gradient
 from anypool.backends import asked_for, tokens_native
+from anypool.tensors import plain
 from anypool.tensors.kernels import address_of
 from anypool.token_gradients import Known, run_known, weights_gradient, write_gradient
 from anypool.token_matrix import Matrix, matrix_at, matrix_of
@@ -56,15 +57,10 @@ class Memory:
         self.__array_interface__ = {"data": (tensor.data_ptr(), False)}
 
 
-def elsewhere(x: torch.Tensor) -> bool:
-    """Whether x is on a device that we have no kernels for; fake and meta tensors have an operator."""
-    return x.device.type not in ("cpu", "meta")
-
-
 def _composed(x: torch.Tensor) -> bool:
     """Whether x is to be pooled in torch operations: on another device, transformed, or with a tangent."""
     transformed = torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
-    return elsewhere(x) or transformed or _forward_mode._current_level >= 0
+    return plain.elsewhere(x) or transformed or _forward_mode._current_level >= 0
 
 
 def _matrix(x: torch.Tensor) -> Matrix:
@@ -521,7 +517,7 @@ def attention_pool(
 def other_device(x: Any) -> str:
     """Return the device of a tensor or a list of them, if we have no kernels for it."""
     lead: torch.Tensor = x if isinstance(x, torch.Tensor) else x[0]
-    return str(lead.device) if elsewhere(lead) else ""
+    return str(lead.device) if plain.elsewhere(lead) else ""
 
 
 def token_operations() -> Any:

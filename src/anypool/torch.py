@@ -30,7 +30,7 @@ from anypool import tensors  # noqa: F401  keeps PyTorch's own functions in mind
 from anypool.nn import COUNTERPARTS
 
 _OURS = set(COUNTERPARTS.values())
-_THEIRS_ANYWAY = ("MaxUnpool", "FractionalMaxPool")  # we call PyTorch's operator there: nothing to gain
+_NO_FASTER = ("MaxUnpool", "FractionalMaxPool")  # PyTorch's operator runs there, if indices differ
 
 
 @dataclass
@@ -73,8 +73,8 @@ class Report:
 def _why_not(module: nn.Module) -> str | None:
     """Return why a pooling module keeps its class, or None; modules that do not pool are not asked."""
     kind = type(module)
-    if kind.__name__.startswith(_THEIRS_ANYWAY) and kind in COUNTERPARTS:
-        return "PyTorch's own operator is used for it anyway"
+    if kind.__name__.startswith(_NO_FASTER) and kind in COUNTERPARTS:
+        return "anypool has nothing faster for it"
     if kind in _OURS:
         return "runs on anypool already"
     if kind not in COUNTERPARTS:

@@ -81,6 +81,22 @@ def _unpool(x: Array, indices: Array, sizes: tuple[int, ...]) -> Any:
     return y.reshape(*x.shape[:-rank], *sizes)
 
 
+def distinct(indices: Array, rank: int, positions: int) -> bool:
+    """Whether no two indices of a plane are equal; they have been checked."""
+    places = _flat(indices, rank).reshape(-1, math.prod(indices.shape[-rank:]))
+    taken = np.zeros((len(places), positions), bool)
+    taken[np.arange(len(places))[:, None], places] = True
+    return bool(np.count_nonzero(taken) == places.size)
+
+
+def _kept(places: Array, positions: int) -> Any:
+    """Tell which values stay: the last of those with the same place."""
+    own = np.broadcast_to(np.arange(places.shape[-1]), places.shape)
+    owner = np.empty((*places.shape[:-1], positions), np.intp)
+    np.put_along_axis(owner, places, own, axis=-1)
+    return np.take_along_axis(owner, places, axis=-1) == own
+
+
 def _make(rank: int) -> Callable[..., Any]:
     def max_unpool(
         x: Any, indices: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
@@ -100,7 +116,8 @@ def _make(rank: int) -> Callable[..., Any]:
         flat = _flat(places, rank).astype(np.intp)  # a copy: the caller may write into theirs
 
         def gradient(g: Array, grad_x: Array) -> None:
-            grad_x[...] = np.take_along_axis(_flat(g, rank), flat, axis=-1).reshape(grad_x.shape)
+            g = np.take_along_axis(_flat(g, rank), flat, axis=-1)
+            grad_x[...] = np.where(_kept(flat, math.prod(sizes)), g, 0).reshape(grad_x.shape)
 
         return y, pullback_of(x, y, gradient)
 
@@ -143,7 +160,8 @@ _DOC = """Put the values of a max pooling back where they came from; everywhere 
 
     Notes
     -----
-    Semantics of ``torch.nn.functional.max_unpool{rank}d``, with a defined result for duplicate indices.
+    Semantics of ``torch.nn.functional.max_unpool{rank}d``, with a defined result for duplicate indices, whose gradient
+    goes to the value that is kept.
 
     Examples
     --------

@@ -25,10 +25,10 @@ from anypool.backends import torch as reference
 from anypool.operation import Description, Problem, resolve
 from anypool.operation import overlap as _overlap
 from anypool.reductions import find
-from anypool.tensors import autograd, gathered, kernels
+from anypool.tensors import autograd, gathered, kernels, plain
 from anypool.tensors.codes import flat_indices
 from anypool.tensors.plain import PLAIN, is_plain
-from anypool.tensors.pytorch import ORIGINALS, Own, own
+from anypool.tensors.pytorch import ORIGINALS, Own, deterministic_elsewhere, own
 from anypool.tensors.spec import NUMPY, TORCH, Memory, Spec, channels_last, memory, memory_format, memory_of, spec_of
 
 _keys = torch._C._dispatch_keys
@@ -250,17 +250,12 @@ def _composed(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
     return run(wide.abs(), call.what._replace(reduction="max", parameter=None, signed=False), out)
 
 
-def _elsewhere(x: torch.Tensor) -> bool:
-    """Whether x is on a device that we have no kernels for; fake and meta tensors have an operator."""
-    return x.device.type not in ("cpu", "meta")
-
-
 def _watched(x: torch.Tensor, what: Description, out: torch.Tensor | None) -> Any:
     """Pool a tensor that is no plain memory, or that somebody watches."""
     theirs = own(x, what, out)
     tracing = torch._C._get_tracing_state() is not None
     unusual = x.layout is not torch.strided or x.is_nested or x.is_quantized
-    elsewhere = _elsewhere(x)
+    elsewhere = plain.elsewhere(x)
     if unusual or elsewhere or tracing or is_traceable_wrapper_subclass(x):  # a class that knows PyTorch's operators
         if isinstance(theirs, Own):
             return theirs(x)
@@ -366,9 +361,10 @@ def selected(x: torch.Tensor, what: Description, given: operation.Selection, out
 
 
 def unpool(rank: int, x: torch.Tensor, indices: Any, kernel_size: Any, stride: Any, padding: Any, size: Any) -> Any:
-    """Put maxima back, by PyTorch's own operator, which is given nothing that it could not take."""
+    """Put maxima back. Of equal indices PyTorch's own operator keeps any, and gives each of them a gradient."""
     where = f"x: {tuple(x.shape)}"
-    kernel, strides, pads, sizes = unpooling.geometry(rank, x, kernel_size, stride, padding, size)
+    geometry = unpooling.geometry(rank, x, kernel_size, stride, padding, size)
+    sizes = geometry[-1]
     if not isinstance(indices, torch.Tensor) or indices.dtype != torch.int64:
         kind = indices.dtype if isinstance(indices, torch.Tensor) else type(indices).__name__
         raise TypeError(f"indices must be a tensor of int64, got {kind} ({where})")
@@ -379,11 +375,24 @@ def unpool(rank: int, x: torch.Tensor, indices: Any, kernel_size: Any, stride: A
     if math.prod(shape) >= 2**59:
         raise ValueError(f"the result of shape {shape} would not fit in memory ({where})")
     limits.require(math.prod(shape) * x.element_size(), f"the result of shape {shape}", where)
-    if is_plain(indices) and indices.numel():
+    if not indices.numel():
+        return x.new_zeros(shape)
+    if not torch.compiler.is_compiling() and is_plain(indices):
         low, high = (int(v) for v in indices.aminmax())
         if low < 0 or high >= positions:
             raise ValueError(f"indices must be in [0, {positions}), got {low} … {high} ({where})")
-    return ORIGINALS[f"max_unpool{rank}d"](x, indices, kernel, strides, pads, sizes)
+        known = indices.device.type == "cpu" and x.is_floating_point()
+        if (
+            known
+            and not torch.are_deterministic_algorithms_enabled()
+            and unpooling.distinct(indices.numpy(), rank, positions)
+        ):
+            return ORIGINALS[f"max_unpool{rank}d"](x, indices, *geometry)
+    values, places = x.flatten(-rank), indices.flatten(-rank)
+    own = torch.arange(places.shape[-1], device=places.device).expand_as(places)
+    owner = places.new_full((*places.shape[:-1], positions), -1).scatter_reduce(-1, places, own, "amax")
+    y = torch.where(owner < 0, x.new_zeros(()), values.gather(-1, owner.clamp(min=0))).reshape(shape)
+    return y.contiguous(memory_format=memory_format(4, channels_last(x))) if rank == 2 and x.ndim == 4 else y
 
 
 def fractional(rank: int, x: torch.Tensor, kernel_size: Any, output_size: Any, output_ratio: Any, return_indices: bool,
@@ -406,7 +415,11 @@ def fractional(rank: int, x: torch.Tensor, kernel_size: Any, output_size: Any, o
     if samples is None and rng is not None:
         samples = torch.rand(shape, dtype=x.dtype, device=x.device, generator=rng)
     function = ORIGINALS[f"fractional_max_pool{rank}d"]
-    return function(x, kernel, sizes, None, indexed, _random_samples=samples)
+    if not deterministic_elsewhere(x):
+        return function(x, kernel, sizes, None, indexed, _random_samples=samples)
+    indices = function(x.detach(), kernel, sizes, None, True, _random_samples=samples)[1]
+    y = x.flatten(-rank).gather(-1, indices.flatten(-rank)).reshape(indices.shape)
+    return (y, indices) if indexed else y
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------
@@ -434,8 +447,8 @@ def plan_of(x: torch.Tensor, what: Description) -> tuple[str, dict[str, Any], li
         return "torch", {"kernel": "torch operations", "isa": device, "threads": torch.get_num_threads()}, reasons
     reasons = [f"native: no kernels for {'device ' + device if device != 'cpu' else 'such a tensor'}"]
     theirs = own(x, what)
-    if isinstance(theirs, Own) and _elsewhere(x):
+    if isinstance(theirs, Own) and plain.elsewhere(x):
         return "pytorch", {"kernel": f"torch.nn.functional.{theirs.name}", "isa": device, "threads": 0}, reasons
-    if not _elsewhere(x):
+    if not plain.elsewhere(x):
         return "operator", {"kernel": "torch.ops.anypool.pool", "isa": device, "threads": 0}, reasons
     return "torch", {"kernel": "torch operations", "isa": device, "threads": 0}, [*reasons, f"pytorch: {theirs}"]

@@ -1,4 +1,4 @@
-"""Which tensors are no more than memory of this machine, so that kernels may run on it without a dispatcher."""
+"""Where tensors are, and which are no more than memory of this machine: kernels run on that without a dispatcher."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ PLAIN = frozenset({
 def is_plain(x: Any) -> bool:
     """Return whether x is memory of this machine, and nobody watches what is done with it."""
     return _keys(x).raw_repr() in PLAIN and not _modes()
+
+
+def elsewhere(x: torch.Tensor) -> bool:
+    """Return whether x is on a device that we have no kernels for; fake and meta tensors have an operator."""
+    return x.device.type not in ("cpu", "meta")
 
 
 def array_of(x: torch.Tensor) -> Any:

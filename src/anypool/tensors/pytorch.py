@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from anypool.operation import Description
+from anypool.tensors import plain
 
 
 class Own(NamedTuple):
@@ -36,6 +37,11 @@ def _originals() -> dict[str, Any]:
 ORIGINALS = _originals()  # as they are before `anypool.torch.install` routes them to us
 
 
+def deterministic_elsewhere(x: torch.Tensor) -> bool:
+    """Whether x must have deterministic gradients that PyTorch's poolings only have on CPUs."""
+    return bool(plain.elsewhere(x) and torch.are_deterministic_algorithms_enabled())
+
+
 def own(x: torch.Tensor, what: Description, out: Any = None) -> Own | str:
     """Return PyTorch's operator for a call, or why there is none."""
     if what.data_format != "channels_first":
@@ -44,6 +50,8 @@ def own(x: torch.Tensor, what: Description, out: Any = None) -> Own | str:
         return "PyTorch's operators take no dtype= or out="
     if not (x.is_floating_point() or x.is_quantized):
         return f"PyTorch pools no {x.dtype}"
+    if deterministic_elsewhere(x):
+        return f"PyTorch's poolings have no deterministic gradients on {x.device.type}"
     name, args = what.function, what.geometry_args
     if what.reduction not in ("max", "mean"):
         return f"PyTorch has no operator like {name} for {what.reduction}"
