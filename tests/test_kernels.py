@@ -6,6 +6,8 @@ and there are more planes than are taken at a time.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -293,6 +295,31 @@ def test_gradients_of_narrow_windows(kernel, stride, dtype):
                     weights = special(y.shape, cases.dtype_of(dtype), "numbers")
                     gradients.append(pullback(weights))
             assert tolerance.same_bits(*gradients), (columns, padding)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("kernel", [(2, 2), (2, 3), (3, 2), (3, 3)])
+def test_gradients_of_sums_two_apart(kernel, reduction, dtype):
+    """What an output got is spread over pairs of rows and columns, some of which no window saw."""
+    dtype = cases.dtype_of(dtype)
+    options = [{}] if reduction == "sum" else [{}, {"count_include_pad": False}, {"divisor_override": 7}]
+    for width in (7, 15, 16, 17, 31, 32, 33, 64, 65, 70):
+        x = np.zeros((2, 2, 7 + width % 5, width), dtype)
+        for low, high, ceil, more in itertools.product(range(kernel[0]), range(kernel[1]), (False, True), options):
+            results = []
+            for backend in ("native", "reference"):
+                with ap.backends.use(backend):
+                    padding = ((low, 0), (high, min(low, kernel[1] - 1)))
+                    y, pullback = ap.vjp(
+                        ap.pool, x, reduction, kernel, stride=2, padding=padding, ceil_mode=ceil, axes=(2, 3), **more
+                    )
+                    g = np.random.default_rng(width).standard_normal((*y.shape, 2)).astype(dtype)[..., 0]
+                    g[..., :1] *= -0.0
+                    out = np.full((2, 2, 2 * x.shape[2], width + 3), 9, dtype)[:, :, ::2, 1:-2]
+                    assert pullback(g, out=out) is out
+                    results.append(out)
+            assert tolerance.same_bits(*results), (width, low, high, ceil, more)
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 2.5])

@@ -94,7 +94,7 @@ std::string Recipe::way() const {
   if (backward) return "gather from codes";
   if (plan.planes) return "planes at once";
   if (plan.group) return std::to_string(plan.group) + " planes at once";
-  return kernels->fused(plan) ? "fused rows" : kernels->turned(plan) ? "turned rows" : "rows";
+  return kernels->way(plan);
 }
 
 int Recipe::threads() const {

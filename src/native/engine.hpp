@@ -8,6 +8,7 @@
 #include "horizontal.hpp"
 #include "kernel_table.hpp"
 #include "output_row.hpp"
+#include "spread_rows.hpp"
 #include "turned_rows.hpp"
 
 namespace anypool {
@@ -24,6 +25,7 @@ class Engine {
   OutputRow output_;
   FusedRows fused_;
   TurnedRows turned_;
+  SpreadRows spread_;
   const i64 planes_at_once_;  // by a fused kernel
   bool placed_ = false;       // whether the parts know the tile; a fused kernel seldom needs them
   // Output rows in scratch, which lie as columns in the output.
@@ -44,6 +46,7 @@ class Engine {
         output_(plan, kernel, tile_, arena_, lower(plan.tile_w, plan.axis[2].n_out) * elements_),
         fused_(plan, tile_, vertical_.rows(), arena_),
         turned_(plan, kernel, tile_, arena_, cols_),
+        spread_(plan, tile_, vertical_.rows(), arena_),
         planes_at_once_(fused_.planes_at_once()) {
     if (!fused_.loads() || !output_.across()) return;
     across_pitch_ = round_up(lower(p_.tile_w, p_.axis[2].n_out) * size_of(p_.acc) + 64, 64);
@@ -97,6 +100,11 @@ class Engine {
       }
       if (fused_) {
         fused_.run(buffers, output_.row(oh0), output_.row_step(), oh0, oh1, [&](i64 oh) { row(buffers, oh); });
+        continue;
+      }
+      if (spread_) {
+        place(buffers);
+        spread_.run(output_.row(oh0), output_.row_step(), oh0, oh1);
         continue;
       }
       if (turned_) {

@@ -13,7 +13,12 @@ using BackwardF32 = SelectBackward<float, int32_t>;
 using BackwardF64 = SelectBackward<double, int64_t>;
 
 bool fused(const Plan& p) { return fused_choice_of(p).run != nullptr; }
-bool turned(const Plan& p) { return !fused(p) && TurnedRows::gains(p, kernel_of(p)); }
+const char* way(const Plan& p) {
+  return fused(p)                             ? "fused rows"
+         : SpreadRows::applies(p)             ? "spread rows"
+         : TurnedRows::gains(p, kernel_of(p)) ? "turned rows"
+                                              : "rows";
+}
 i64 planes(const Plan& p) { return whole_run_of(p) ? p.axis[1].n_out : flat_run_of(p).run ? 1 : 0; }
 
 // An engine lies at the beginning of its own scratch memory.
@@ -62,7 +67,7 @@ void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* 
 
 extern const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL);
 const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL) = {
-    ANYPOOL_TEXT(ANYPOOL_LEVEL), fused, turned, planes, scratch_bytes, forward, open, forward_opened, select_backward,
+    ANYPOOL_TEXT(ANYPOOL_LEVEL), fused, way, planes, scratch_bytes, forward, open, forward_opened, select_backward,
 };
 
 }  // namespace anypool

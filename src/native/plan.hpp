@@ -114,9 +114,9 @@ struct FinishingRow {
 // What one instruction-set level exports. A task is one (outer, inner block, d, row block, column tile).
 struct KernelTable {
   const char* name;
-  bool (*fused)(const Plan&);   // whether a kernel for just these windows exists, which needs no tiles
-  bool (*turned)(const Plan&);  // whether rows are turned before they are merged over w; depends on the tiles
-  i64 (*planes)(const Plan&);   // 0, or into how many tasks a kernel that takes whole planes cuts each
+  bool (*fused)(const Plan&);       // whether a kernel for just these windows exists, which needs no tiles
+  const char* (*way)(const Plan&);  // how rows are merged; depends on the tiles
+  i64 (*planes)(const Plan&);       // 0, or into how many tasks a kernel that takes whole planes cuts each
   i64 (*scratch_bytes)(const Plan&, bool backward);
   void (*forward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
   // The same in two steps, for many small runs: what is worked out once stays in the scratch memory.

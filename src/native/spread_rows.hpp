@@ -1,0 +1,125 @@
+// The adjoint of sums and means over windows of 2 or 3 that lie 2 apart, on h and on w: what an output got is spread over
+// the inputs that it saw. In registers, two columns at a time; each row of the outputs is loaded and divided once.
+#pragma once
+#include "input_rows.hpp"
+
+namespace anypool {
+namespace {
+
+class SpreadRows {
+  const Plan& p_;
+  const Tile& t_;
+  InputRows& rows_;
+  const bool used_;
+  const i64 first_, from_,
+      pairs_;      // the column of the line that comes first, and of that pair; how many pairs there are
+  char* line_[2];  // loaded rows, by their last bit, with a column before the first and a vector behind
+  i64 loaded_[2] = {-1, -1};
+
+ public:
+  SpreadRows(const Plan& plan, const Tile& tile, InputRows& rows, Arena& arena)
+      : p_(plan),
+        t_(tile),
+        rows_(rows),
+        used_(applies(plan)),
+        first_(plan.axis[2].pad / 2),
+        from_(plan.axis[2].pad % 2),
+        pairs_((plan.axis[2].n_out + from_ + 1) / 2) {
+    if (!used_) return;
+    const i64 n = pairs_ + 1 + ANYPOOL_VECTOR_BYTES / size_of(p_.acc);
+    for (char*& line : line_) {
+      line = arena.take(n * size_of(p_.acc));
+      if (arena.base)
+        p_.acc == DType::f32 ? clear(reinterpret_cast<float*>(line), n) : clear(reinterpret_cast<double*>(line), n);
+    }
+  }
+  static bool applies(const Plan& p) {
+    const Axis& d = p.axis[0];
+    for (int a = 1; a < 3; ++a) {
+      const Axis& axis = p.axis[a];
+      if (axis.kind != AxisKind::transposed || axis.stride != 2 || (axis.kernel != 2 && axis.kernel != 3) ||
+          axis.dilation != 1)
+        return false;
+    }
+    return d.n_in == 1 && d.n_out == 1 && d.kernel == 1 && p.inner == 1 && p.merge == Merge::sum &&
+           (p.acc == DType::f32 || p.acc == DType::f64) && p.out == p.acc && p.y_stride[2] == 1 &&
+           p.finish == Finish::none && p.tile_w >= p.axis[2].n_out;
+  }
+  explicit operator bool() const { return used_; }
+
+  // Output rows [oh0, oh1) of the tile that has been placed, which begin at y.
+  void run(char* y, i64 y_step, i64 oh0, i64 oh1) {
+    loaded_[0] = loaded_[1] = -1;
+    p_.acc == DType::f32 ? run<float>(y, y_step, oh0, oh1) : run<double>(y, y_step, oh0, oh1);
+  }
+
+ private:
+  template <class T>
+  static void clear(T* line, i64 n) {
+    for (i64 i = 0; i < n; ++i) line[i] = T(-0.0);  // which changes no sum
+  }
+  template <class T>
+  void run(char* y, i64 y_step, i64 oh0, i64 oh1) {
+    for (i64 oh = oh0; oh < oh1; ++oh, y += y_step) {
+      const Axis& h = p_.axis[1];
+      const i64 at = (oh + h.pad) / 2;
+      const T* a = line<T>(at);
+      const T* b = h.kernel == 3 && (oh + h.pad) % 2 == 0 ? line<T>(at - 1) : nullptr;
+      T* to = reinterpret_cast<T*>(y);
+      if (!a && !b)
+        __builtin_memset(to, 0, size_t(p_.axis[2].n_out) * sizeof(T));
+      else if (a && b)
+        p_.axis[2].kernel == 3 ? spread<T, 3, true>(to, a, b) : spread<T, 2, true>(to, a, b);
+      else
+        p_.axis[2].kernel == 3 ? spread<T, 3, false>(to, a ? a : b, nullptr)
+                               : spread<T, 2, false>(to, a ? a : b, nullptr);
+    }
+  }
+  // Row `at` from the first pair's column on, or null if there is none.
+  template <class T>
+  const T* line(i64 at) {
+    if (at < 0 || at >= p_.axis[1].n_in) return nullptr;
+    T* const first = reinterpret_cast<T*>(line_[at % 2]) + 1;
+    if (loaded_[at % 2] != at) {
+      loaded_[at % 2] = at;
+      T* const to = first + (t_.w_lo - first_);
+      const Row into{reinterpret_cast<char*>(to), nullptr};
+      Source source;
+      rows_.row(0, at, 0, source, &into);
+      if (rows_.direct()) __builtin_memcpy(to, source.a, size_t(t_.columns()) * sizeof(T));
+    }
+    return first;
+  }
+  // What pair i of columns gets, of one row or the sum of two: its first one from outputs i and, of three, i - 1; the
+  // other one from output i.
+  template <class T, int K, bool Two>
+  void spread(T* y, const T* a, const T* b) const {
+    constexpr int L = kLanes<T>;
+    using V = Vec<T, L>;
+    const i64 n = p_.axis[2].n_out;
+    for (i64 i = 0; i < pairs_; i += L) {
+      V here = load<V>(a + i);
+      if constexpr (Two) here += load<V>(b + i);
+      V both = here;
+      if constexpr (K == 3) {
+        V before = load<V>(a + i - 1);
+        if constexpr (Two) before += load<V>(b + i - 1);
+        both += before;
+      }
+      both += T(0), here += T(0);  // an input that no window saw: 0.0, not -0.0
+      const V low = Zip<T, L>::low(both, here), high = Zip<T, L>::high(both, here);
+      const i64 at = 2 * i - from_;
+      if (at >= 0 && at + 2 * L <= n) {
+        store(y + at, low), store(y + at + L, high);
+        continue;
+      }
+      T ends[2 * L];
+      store(ends, low), store(ends + L, high);
+      const i64 skipped = at < 0 ? -at : 0, end = n - at < 2 * L ? n - at : 2 * L;
+      __builtin_memcpy(y + at + skipped, ends + skipped, size_t(end - skipped) * sizeof(T));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace anypool
