@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +15,8 @@ import cases
 import oracle
 import strategies
 import tolerance
-from anypool import selection
+from anypool import limits, selection
+from anypool.backends import gathered
 from truths import oracle_options
 
 SETTINGS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # they hold for all examples
@@ -288,3 +292,118 @@ def test_no_copy_of_the_array_is_made():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < x.nbytes // 4 + 8 * selection.PIECE  # the result, and a few pieces
+
+
+# ---- what an audit found ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("byte", [1, 2, 128, 255])
+def test_bytes_of_bools(byte, backend):
+    """A view of bytes as bools may hold others than 0 and 1: sums of them counted 256 times too much, or 0."""
+    x = np.arange(24.0).reshape(1, 1, 4, 6)
+    plain = np.arange(24).reshape(x.shape) % 5 > 1
+    mask = (plain * np.uint8(byte)).view(bool)
+    for reduction in ("mean", "max", "sum"):
+        for a in (x, x.astype(np.int64)):
+            results = [ap.pool(a, reduction, (2, 2), mask=m, return_valid=True, empty=0) for m in (mask, plain)]
+            np.testing.assert_array_equal(results[0], results[1])
+    gradients = []
+    for m in (mask, plain):
+        y, pullback = ap.vjp(ap.pool, x, "mean", (2, 2), mask=m)
+        gradients.append(pullback(np.ones_like(y)))
+    np.testing.assert_array_equal(*gradients)
+    for reduction in ("sum", "mean"):
+        np.testing.assert_array_equal(ap.pool(mask, reduction, (2, 2)), ap.pool(plain, reduction, (2, 2)))
+    indices = [ap.pool(m, "max", (2, 2), return_indices=True)[1] for m in (mask, plain)]
+    np.testing.assert_array_equal(*indices)
+
+
+def test_nothing_of_the_size_of_a_result_is_kept():
+    """The padding of every window was, for each shape there had been."""
+    mask = np.ones((1, 1, 700, 730), bool)
+    x = np.zeros(mask.shape, np.float32)
+    ap.max_pool2d(x, 3, 1, 1, mask=mask, return_valid=True)
+    tracemalloc.start()
+    try:
+        for width in range(700, 720):
+            ap.avg_pool2d(x[..., :width], 3, 1, 1, mask=mask[..., :width], return_valid=True)
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_peak_of_masked_means(dtype):
+    """Pieces of bytes were as long as what they are added up in was wide."""
+    x, mask = np.ones((1, 1, 2048, 2048), dtype), np.ones((1, 1, 2048, 2048), bool)
+    tracemalloc.start()
+    try:
+        ap.avg_pool2d(x, 3, 1, 1, mask=mask, return_valid=dtype == "float32")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100e6
+
+
+UNUSED = {"ignore": 255, "q": 0.5, "r": 2.0, "norm_type": "x", "correction": 1, "generator": np.random.default_rng(0)}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+@pytest.mark.parametrize("more", [{}, {"nan": "omit", "mask": True}], ids=["plain", "selected"])
+def test_what_a_reduction_does_not_use_is_refused(name, more):
+    with pytest.raises(ValueError, match=f"^{name} is not for reduction 'max', got"):
+        ap.pool(np.ones(4), "max", 2, **{name: UNUSED[name]}, **more)
+
+
+def in_pieces(x, out):
+    """Calls that write their result in several steps."""
+    mask = np.ones(x.shape, bool)
+    yield lambda: ap.max_pool1d(x, 2, nan="omit", return_indices=True, out=out)
+    yield lambda: ap.avg_pool1d(x, 2, mask=mask, return_valid=True, out=out)
+    yield lambda: ap.pool(x, "median", 2, axes=2, out=out)
+    yield lambda: ap.pool(x, "var", 2, axes=2, mask=mask, out=out)
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_an_interrupt_leaves_out_as_it_was(which, monkeypatch):
+    """Ctrl-C between two pieces."""
+    x = np.random.default_rng(0).standard_normal((64, 4, 512)).astype(np.float32)
+    out = np.full((64, 4, 256), 7, np.float32)
+    monkeypatch.setattr(selection, "PIECE", 1 << 14)
+    monkeypatch.setattr(gathered, "PIECE", 1 << 10)
+    steps = itertools.count()
+
+    def interrupted(function):
+        def step(*args, **kwargs):
+            if next(steps) == 5:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return step
+
+    monkeypatch.setattr(selection.Selected, "_forward", interrupted(selection.Selected._forward))
+    monkeypatch.setattr(gathered, "_gather", interrupted(gathered._gather))
+    with pytest.raises(KeyboardInterrupt):
+        list(in_pieces(x, out))[which]()
+    assert (out == 7).all()
+
+
+def test_floating_point_errors_are_not_ours():
+    """With NumPy told to raise, casts in the middle of a result did."""
+    x = np.full((8, 1, 16), 1e-30, np.float32)
+    with np.errstate(all="raise"):
+        y, _ = ap.max_pool1d(x, 2, nan="omit", dtype=np.float16, return_indices=True)
+        assert (y == 0).all()
+        y, pullback = ap.vjp(ap.avg_pool1d, x, 2, weights=np.full(16, 1e-30, np.float32))
+        assert pullback(np.full(y.shape, 1e300)).shape == x.shape
+
+
+def test_tables_of_taps_are_compared_with_what_is_free(monkeypatch):
+    """A window of 2 ** 28 taps over four elements takes gigabytes."""
+    monkeypatch.setattr(limits, "available", lambda: 1 << 20)
+    monkeypatch.setattr(limits, "LARGE", 1 << 16)
+    with pytest.raises(MemoryError, match="a window's inputs, ordered and weighed, needs"):
+        ap.pool(np.ones(4), "median", 2**24, padding=2**23)
+    y, pullback = ap.vjp(ap.pool, np.ones(4), "max", 2**24, padding=2**23)
+    with pytest.raises(MemoryError, match="a table of the window's taps needs"):
+        pullback(np.ones_like(y))

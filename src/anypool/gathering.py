@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anypool.arguments import shown
 from anypool.backends import gathered, select
 from anypool.backends.gathered import Source
 from anypool.memory import empty_like
@@ -20,12 +21,12 @@ Array = npt.NDArray[Any]
 def run(problem: Problem, call: Call, y: Array) -> Any:
     """Return the pooled array, or the pair (array, indices); ``y`` is where the result belongs."""
     select(problem.job, call.x)  # a backend that was asked for may be one that cannot
-    draws = drawn(problem, call.generator)
+    draws, own = drawn(problem, call.generator), call.out is None
     if not problem.return_indices:
-        pool(problem, Source(call.x), y, draws=draws)
+        pool(problem, Source(call.x), y, draws=draws, own=own)
         return y
     indices = empty_like(y, np.dtype(np.int64), y.shape)
-    pool(problem, Source(call.x), y, codes=indices, draws=draws)
+    pool(problem, Source(call.x), y, codes=indices, draws=draws, own=own)
     return y, indices
 
 
@@ -36,17 +37,18 @@ def drawn(problem: Problem, generator: Any) -> Array | None:
         return None
     if not isinstance(generator, np.random.Generator):
         raise TypeError(
-            f"generator must be a numpy.random.Generator for {problem.reduction.name!r}, got {generator!r}; "
+            f"generator must be a numpy.random.Generator for {problem.reduction.name!r}, got {shown(generator)}; "
             f"without chance: pool(x * x, 'sum', …) / pool(x, 'sum', …)"
         )
     return generator.random(problem.shape)
 
 
 def pool(problem: Problem, source: Source, y: Array, *, codes: Array | None = None, draws: Array | None = None,
-         as_offsets: bool = False, empty: Any = None) -> Array:  # fmt: skip
+         as_offsets: bool = False, empty: Any = None, own: bool = True) -> Array:  # fmt: skip
     """Write the result, and the chosen inputs: their indices, or their offsets in the windows. Return the counts.
 
-    A window in which nothing counts gives ``empty``; without such a value it is an error, and nothing is written.
+    A window in which nothing counts gives ``empty``; without such a value it is an error, and nothing is written. Nor
+    is a part of the result into a y that is not our own.
     """
     job = problem.coded if as_offsets else problem.job
     counts = np.empty(problem.shape, np.int64)
@@ -54,8 +56,9 @@ def pool(problem: Problem, source: Source, y: Array, *, codes: Array | None = No
     may_fail = job.function.draws or (
         empty is None and not is_float(job.result)
     )  # negative inputs; no value for nothing
-    whole = empty_like(y, job.result, y.shape) if may_fail else y
-    gathered.run(job, source, whole, codes=codes, counts=counts, draws=draws)
+    whole = empty_like(y, job.result, y.shape) if may_fail or not own else y
+    with np.errstate(all="ignore"):
+        gathered.run(job, source, whole, codes=codes, counts=counts, draws=draws)
     nothing = counts == 0
     if nothing.any():
         if empty is None:
@@ -85,7 +88,7 @@ def differentiate(problem: Problem, call: Call) -> tuple[Any, Callable[..., Arra
     select(problem.job, x)
     if problem.reduction.selects:
         return _select(problem, call, y)
-    pool(problem, Source(x), y)
+    pool(problem, Source(x), y, own=call.out is None)
     return y, pullback_of(x, y, lambda g, grad_x: gathered.pull(problem.job, g, Source(x), grad_x), x=x)
 
 
@@ -93,7 +96,7 @@ def _select(problem: Problem, call: Call, y: Array) -> tuple[Any, Callable[..., 
     """The chosen inputs take the gradient."""
     x, draws = call.x, drawn(problem, call.generator)
     codes = empty_like(x, problem.coded.code_dtype(), problem.shape)
-    pool(problem, Source(x), y, codes=codes, draws=draws, as_offsets=True)
+    pool(problem, Source(x), y, codes=codes, draws=draws, as_offsets=True, own=call.out is None)
     result: Any = y
     if problem.return_indices:
         indices = empty_like(y, np.dtype(np.int64), y.shape)

@@ -135,7 +135,9 @@ class Problem:
 
 def as_array(x: Any) -> Array:
     """Return x as a plain NumPy array, without a copy if it is one; a tensor as it is."""
-    if type(x) is np.ndarray or is_tensor(x):
+    if type(x) is np.ndarray:
+        return bools(x) if x.dtype.kind == "b" else x
+    if is_tensor(x):
         return x  # type: ignore[no-any-return]
     if isinstance(x, (np.ndarray, np.generic, list, tuple, bool, int, float)):
         return array_argument("x", x, "nested lists must be of equal lengths")
@@ -149,6 +151,12 @@ def is_tensor(x: Any) -> bool:
     """Return whether x is a PyTorch tensor, or stands for one in a graph; PyTorch is never imported for that."""
     torch = sys.modules.get("torch")
     return torch is not None and (isinstance(x, torch.Tensor) or hasattr(type(x), "__torch_function__"))
+
+
+def bools(a: Array) -> Array:
+    """Return an array of bools whose bytes are 0 and 1, as sums of them need: views of bytes may have others."""
+    given = a.view(np.uint8)
+    return given != 0 if given.size and given.max() > 1 else a
 
 
 def regular(a: Array) -> bool:
@@ -246,6 +254,7 @@ def pooled_axes(shape: tuple[int, ...], what: Description, where: str) -> tuple[
 def reduction_of(what: Description, where: str) -> tuple[Reduction, float]:
     """Return the reduction and its parameter: norm_type for lp, r for logsumexp, …"""
     reduction = find(what.reduction)
+    _refuse_unused(what, reduction, where)
     if reduction.parameter is None:
         return reduction, 1.0
     name = reduction.parameter
@@ -259,6 +268,27 @@ def reduction_of(what: Description, where: str) -> tuple[Reduction, float]:
             return LARGEST_MAGNITUDE, p
         return (SIGNED_LP if what.signed and p % 2 == 1 else reduction), p
     return reduction, p
+
+
+_DEFAULTS = {"norm_type": 2, "r": 1, "q": None, "correction": 0, "ignore": None}
+
+
+def _refuse_unused(what: Description, reduction: Reduction, where: str) -> None:
+    """Refuse what pool() was given for another reduction: a typing error, most often, which must not go unnoticed."""
+    if what.function != "pool" or not isinstance(what.parameter, tuple):
+        return
+    for name, value in what.parameter:
+        default = _DEFAULTS[name]
+        usual = value is default or (isinstance(value, (int, float)) and value == default)
+        if not usual and name != reduction.parameter and not (name == "ignore" and reduction.name == "mode"):
+            raise ValueError(f"{name} is not for reduction {reduction.name!r}, got {shown(value)} ({where})")
+
+
+def refuse_generator(problem: Problem, generator: Any, where: str) -> None:
+    """Refuse a generator where nothing is drawn."""
+    function = problem.reduction.function
+    if generator is not None and (function is None or not function.draws):
+        raise ValueError(f"generator is not for reduction {problem.reduction.name!r}, got {shown(generator)} ({where})")
 
 
 def _parameter(what: Description, name: str) -> Any:
@@ -395,16 +425,19 @@ def run(call: Call) -> Any:
     if type(x) is not np.ndarray:
         return tensors().run(x, call.what, call.out, call.generator)
     problem = resolve(x, call.what)
+    refuse_generator(problem, call.generator, f"x: {x.shape}")
     y = output(problem, x, call.out, 8 if problem.return_indices else 0)
     if problem.reduction.function is not None:
         return gathering().run(problem, call, y)
     x, problem = compared(x, call.what, problem)
     backend, _ = select(problem.job, x)
-    if problem.return_indices:
-        indices = empty_like(y, np.dtype(np.int64), y.shape)
-        backend.run(problem.job, x, y, indices)
+    indices = empty_like(y, np.dtype(np.int64), y.shape) if problem.return_indices else None
+    into = y if call.out is None or backend.at_once else empty_like(y, y.dtype, y.shape)
+    backend.run(problem.job, x, into, indices)
+    if into is not y:
+        y[...] = into
+    if indices is not None:
         return _squeezed(problem, y, call.out), _squeezed(problem, indices, None)
-    backend.run(problem.job, x, y)
     return _squeezed(problem, y, call.out)
 
 
@@ -446,36 +479,45 @@ def differentiate(call: Call) -> tuple[Any, Callable[[Any], Array]]:
         return found
     result: Any
     reads: dict[str, Array] = {}  # what a gradient reads besides that of the result
+    refuse_generator(problem, call.generator, f"x: {x.shape}")
     if problem.reduction.adjoint == "select":
         y, gradient = _select(problem, x, call.out)  # one run gives the result and the codes
         result = run(call) if problem.return_indices else y
+        at_once = problem.job.lift == "none" and select(problem.coded, x)[0].at_once
     else:
         result = y = run(call)
         gradient, reads = _sum_gradient(problem, x, y)
+        at_once = select(problem.adjoint, y)[0].at_once
     squeeze = problem.squeeze
 
     def unsqueezed(g: Array, grad_x: Array) -> None:
         gradient(np.expand_dims(g, squeeze), grad_x)
 
-    return result, pullback_of(x, y, unsqueezed if squeeze else gradient, **reads)
+    return result, pullback_of(x, y, unsqueezed if squeeze else gradient, at_once=at_once, **reads)
 
 
-def pullback_of(x: Array, y: Array, gradient: Gradient, /, **reads: Array) -> Callable[..., Array]:
+def pullback_of(x: Array, y: Array, gradient: Gradient, /, *, at_once: bool = False,
+                **reads: Array) -> Callable[..., Array]:  # fmt: skip
     """Return the function a user gets for a gradient: what it is given is checked, memory is allocated.
 
-    ``reads`` are the arrays that ``gradient`` keeps; nothing else is kept alive.
+    ``reads`` are the arrays that ``gradient`` keeps; nothing else is kept alive. Unless ``gradient`` writes all of its
+    result ``at_once``, memory of the caller's gets it when it is whole: Ctrl-C leaves no half of it.
     """
     y_shape, y_dtype, shape, dtype = y.shape, y.dtype, x.shape, x.dtype.newbyteorder("=")
     order = axis_order(x.strides)
 
     def pullback(grad_y: Any, out: Array | None = None) -> Array:
         """Return the gradient with respect to x, given that with respect to the result."""
-        g = gradient_argument(grad_y, y_shape, f"x: {shape}").astype(y_dtype, copy=False)
-        if out is not None:
-            _check_out(out, shape, dtype, grad_y=g, **reads)
-        grad_x = empty(shape, dtype, order) if out is None else out
-        gradient(g, grad_x)
-        return grad_x
+        with np.errstate(all="ignore"):
+            g = gradient_argument(grad_y, y_shape, f"x: {shape}").astype(y_dtype, copy=False)
+            if out is not None:
+                _check_out(out, shape, dtype, grad_y=g, **reads)
+            grad_x = out if out is not None and at_once else empty(shape, dtype, order)
+            gradient(g, grad_x)
+        if out is None or grad_x is out:
+            return grad_x
+        out[...] = grad_x
+        return out
 
     return pullback
 
@@ -487,7 +529,10 @@ def _select(problem: Problem, x: Array, out: Array | None) -> tuple[Array, Gradi
     y = output(problem, x, out, kind.itemsize)
     codes = empty_like(x, kind, job.shape(x.shape))
     backend, _ = select(job, x)
-    backend.run(job, x, y, codes)
+    into = y if out is None or backend.at_once else empty_like(y, y.dtype, y.shape)
+    backend.run(job, x, into, codes)
+    if into is not y:
+        y[...] = into
     signs = np.sign(x) if job.lift == "absolute" else None
 
     def gradient(g: Array, grad_x: Array) -> None:

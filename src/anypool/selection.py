@@ -17,6 +17,7 @@ from anypool import operation
 from anypool.arguments import array_argument, flag_argument, number_argument, shown
 from anypool.backends import Array, Backend, Divisor, Pass, registry, select
 from anypool.backends.gathered import Source, pull
+from anypool.cached import cached_property
 from anypool.layouts import axis_order
 from anypool.memory import empty_like
 from anypool.operation import (
@@ -25,9 +26,11 @@ from anypool.operation import (
     Gradient,
     Problem,
     Selection,
+    bools,
     gathering,
     output,
     pullback_of,
+    refuse_generator,
     refuse_integers,
     resolve,
     tensors,
@@ -50,14 +53,15 @@ class Piece(NamedTuple):
     first: int  # flat position, in the pooled axes, of its first input
 
 
-def pieces(x: Array, windows: Windows, axes: tuple[int, ...], *, whole_windows: bool = False) -> Iterator[Piece]:
+def pieces(x: Array, windows: Windows, axes: tuple[int, ...], itemsize: int, *,
+           whole_windows: bool = False) -> Iterator[Piece]:  # fmt: skip
     """Cut the slowest axes of ``x`` until the inputs of a piece take no more than `PIECE` bytes, if that is possible.
 
     A pooled axis is cut between outputs, never into pieces so small that most inputs would be read twice, and not at
     all with ``whole_windows``. Winners have flat positions, for which only the first pooled axis can be cut.
     """
     every = (slice(None),) * x.ndim
-    rest = x.nbytes
+    rest = x.size * itemsize
     cuts: list[tuple[int, int]] = []  # (axis, its outputs in a piece)
     for axis in axis_order(x.strides):
         if rest <= PIECE or axis in axes[1:]:
@@ -107,7 +111,7 @@ class Passes(NamedTuple):
     counts: Pass  # how many they are
     weights: Pass  # what their weights add up to
     first: Pass  # where the first of them is
-    padding: Array | None  # how many elements of the padding each window has, if some has one
+    padded: bool  # whether some window has elements of the padding
 
 
 class Selected:
@@ -173,6 +177,12 @@ class Selected:
         return (self.mask is None and not self.omit and self.weights is None and not self.return_valid
                 and not self.windows.some_empty)  # fmt: skip
 
+    @cached_property
+    def counted_mask(self) -> Array:
+        """The mask, as bytes that can be added up; the kernels that look at it themselves take any."""
+        assert self.mask is not None
+        return bools(self.mask)
+
     # ---- passes ----
 
     @property
@@ -201,9 +211,9 @@ class Selected:
                 counts = ones.changed(finish="divide", divisor=Divisor(windows, "window", 1.0), result=_BYTE)
             weights = ones.changed(accumulator=job.accumulator, result=job.accumulator)
             first = ones.changed(merge="max", accumulator=_BOOL, result=_BOOL, codes=self.codes)
-            padded, inside = (per_window(windows, self.axes, x.ndim, rule) for rule in ("window", "valid"))
-            padding = padded - inside if (padded != inside).any() else None
-            found = self.problem.passes[key] = Passes(values, counts, weights, first, padding)
+            pairs = zip(Divisor(windows, "window").per_axis(), Divisor(windows, "valid").per_axis(), strict=True)
+            padded = any((window != inside).any() for window, inside in pairs)
+            found = self.problem.passes[key] = Passes(values, counts, weights, first, padded)
         return found
 
     def _run(self, job: Pass, x: Array, y: Array, codes: Array | None = None) -> None:
@@ -217,7 +227,7 @@ class Selected:
 
     def valid(self, x: Array, piece: Piece) -> Array | None:
         """Return which of a piece's inputs count, or None for all."""
-        mask = None if self.mask is None else _part(self.mask, piece.inputs)
+        mask = None if self.mask is None else _part(self.counted_mask, piece.inputs)
         if not self.omit:
             return mask
         numbers: Array = x == x
@@ -238,7 +248,7 @@ class Selected:
         counts: Array = self._counted[1]
         return counts
 
-    def divisor(self, counts: Array, passes: Passes) -> Array:
+    def divisor(self, counts: Array, ndim: int, passes: Passes) -> Array:
         """Return what a mean without weights divides by."""
         divisor = self.problem.job.divisor
         assert divisor is not None
@@ -246,14 +256,17 @@ class Selected:
             return np.asarray(divisor.constant)
         if divisor.rule == "valid":
             return counts
-        padding = passes.padding  # what is masked is none
-        return counts if padding is None else counts + padding
+        if not passes.padded:
+            return counts
+        window, inside = (per_window(passes.values.windows, self.axes, ndim, rule) for rule in ("window", "valid"))
+        padding: Array = window - inside  # what is masked is none
+        return np.add(counts, padding)
 
     def refuse_empty(self, x: Array) -> None:
         """Say so where a window is empty and there is no value for it, before anything is written."""
         if self.empty is not None or (self.mask is None and not self.omit):
             return
-        for piece in pieces(x, self.windows, self.axes):
+        for piece in self.pieces(x):
             part = x[piece.inputs]
             if not self.counts(part, self.valid(part, piece), piece).all():
                 result = self.problem.job.result
@@ -263,17 +276,29 @@ class Selected:
 
     # ---- forward ----
 
-    def forward(self, x: Array, y: Array, codes: Array | None, valid: Array | None, by: Array | None = None) -> None:
-        """Write the result, the winners, how many inputs count and, for a gradient, what a mean divides by."""
+    def forward(self, x: Array, y: Array, codes: Array | None, valid: Array | None, by: Array | None = None,
+                out: Array | None = None) -> None:  # fmt: skip
+        """Write the result, the winners, how many inputs count and, for a gradient, what a mean divides by.
+
+        If y is memory of the caller's, it gets the result when that is whole: Ctrl-C leaves no half of it.
+        """
         if codes is None and valid is None and by is None and self._at_once(x, y):
             return
-        for piece in pieces(x, self.windows, self.axes):
-            part, out = x[piece.inputs], piece.outputs
-            counts, divisor = self._forward(part, piece, y[out], None if codes is None else codes[out])
+        into = y if out is None else empty_like(y, y.dtype, y.shape)
+        for piece in self.pieces(x):
+            part, some = x[piece.inputs], piece.outputs
+            counts, divisor = self._forward(part, piece, into[some], None if codes is None else codes[some])
             if valid is not None:
-                valid[out] = counts
+                valid[some] = counts
             if by is not None:
-                by[out] = np.where(counts > 0, divisor, 0)
+                by[some] = np.where(counts > 0, divisor, 0)
+        if into is not y:
+            y[...] = into
+
+    def pieces(self, x: Array, *, whole_windows: bool = False) -> Iterator[Piece]:
+        """Cut x so that a piece stays small as what it is added up in."""
+        itemsize = max(x.itemsize, self.problem.job.accumulator.itemsize)
+        return pieces(x, self.windows, self.axes, itemsize, whole_windows=whole_windows)
 
     def _at_once(self, x: Array, y: Array) -> bool:
         """Write the result, if there is a kernel that looks at the mask itself; return whether there is."""
@@ -308,7 +333,7 @@ class Selected:
         all_count = tied is not None and not tied.any() and not self.return_valid
         counts, by = _ONE if all_count else self.counts(x, valid, piece), _ONE
         if self.divides:
-            by = self.divisor(counts, passes) if weights is None else self._sums(passes.weights, weights)
+            by = self.divisor(counts, x.ndim, passes) if weights is None else self._sums(passes.weights, weights)
             self._divide(state, counts, by, y)
         elif state is not y:
             with np.errstate(over="ignore"):
@@ -345,7 +370,7 @@ class Selected:
                 return values, None, weights
             nothing = weights.dtype.type(0)
             return np.where(valid, values, values.dtype.type(-0.0)), valid, np.where(valid, weights, nothing)
-        mask = None if self.mask is None else _part(self.mask, piece.inputs)
+        mask = None if self.mask is None else _part(self.counted_mask, piece.inputs)
         if mask is None and not self.omit:
             return x, None, None
         none = neutral(job.merge, job.lift, job.p, x.dtype)
@@ -365,7 +390,7 @@ class Selected:
         """Write the gradient of a sum: ``job`` over the transposed windows, for what counts."""
         accumulator = job.accumulator
         through = job.finish != "none"
-        for piece in pieces(x, self.windows, self.axes, whole_windows=True):
+        for piece in self.pieces(x, whole_windows=True):
             part, out = x[piece.inputs], piece.outputs
             valid = self.valid(part, piece)
             some = np.broadcast_to(by[out] != 0, g[out].shape)
@@ -416,6 +441,11 @@ def per_window(windows: Windows, axes: tuple[int, ...], ndim: int, rule: str) ->
 
 def run(call: Call) -> Any:
     """Return the pooled array, then the indices and the counts if they are asked for."""
+    with np.errstate(all="ignore"):
+        return _run(call)
+
+
+def _run(call: Call) -> Any:
     x, what, out, given, generator = call
     assert given is not None
     if type(x) is not np.ndarray:
@@ -425,8 +455,9 @@ def run(call: Call) -> Any:
         return operation.run(Call(x, what, out, generator=generator))
     if problem.reduction.function is not None:
         return _gathered(selected, x, out, gathering().drawn(problem, generator))
+    refuse_generator(problem, generator, selected.where)
     y, codes, valid = _allocated(selected, x, out, _COUNT if problem.return_indices else None)
-    selected.forward(x, y, codes, valid)
+    selected.forward(x, y, codes, valid, out=out)
     return _results(problem, out, y, codes, valid)
 
 
@@ -469,6 +500,11 @@ def _results(problem: Problem, out: Array | None, y: Array, *others: Array | Non
 
 def differentiate(call: Call) -> tuple[Any, Callable[..., Any]]:
     """Return (result, pullback)."""
+    with np.errstate(all="ignore"):
+        return _differentiate(call)
+
+
+def _differentiate(call: Call) -> tuple[Any, Callable[..., Any]]:
     x, what, out, given, generator = call
     assert given is not None
     if type(x) is not np.ndarray:
@@ -478,13 +514,14 @@ def differentiate(call: Call) -> tuple[Any, Callable[..., Any]]:
     if selected.plain:
         return operation.differentiate(Call(x, what, out, generator=generator))
     refuse_integers(problem, x)
+    refuse_generator(problem, generator, selected.where)
     if problem.reduction.function is not None:
         return _gathered_gradient(selected, x, out, gathering().drawn(problem, generator))
     selects = problem.reduction.adjoint == "select"
     y, codes, valid = _allocated(selected, x, out, problem.coded.code_dtype() if selects else None)
     accumulator = problem.job.accumulator
     by = np.empty(y.shape, np.float64 if accumulator == np.float64 else np.float32)  # 0 where nothing counts
-    selected.forward(x, y, codes, valid, by)
+    selected.forward(x, y, codes, valid, by, out)
     result = run(call) if problem.return_indices else _results(problem, out, y, valid)
     if codes is not None:
         gradient = _select_gradient(selected, x, codes, by)
@@ -499,7 +536,7 @@ def differentiate(call: Call) -> tuple[Any, Callable[..., Any]]:
 
 
 def _source(selected: Selected, x: Array) -> Source:
-    mask = None if selected.mask is None else np.broadcast_to(selected.mask, x.shape)
+    mask = None if selected.mask is None else np.broadcast_to(selected.counted_mask, x.shape)
     return Source(x, mask, selected.omit)
 
 
@@ -509,7 +546,8 @@ def _gathered(selected: Selected, x: Array, out: Array | None, draws: Array | No
     select(problem.job, x)  # a backend that was asked for may be one that cannot
     y = output(problem, x, out, 24, mask=selected.mask)
     codes = empty_like(y, _COUNT, y.shape) if problem.return_indices else None
-    n = gathering().pool(problem, _source(selected, x), y, codes=codes, draws=draws, empty=selected.empty)
+    source, own = _source(selected, x), out is None
+    n = gathering().pool(problem, source, y, codes=codes, draws=draws, empty=selected.empty, own=own)
     return _results(problem, out, y, codes, n if selected.return_valid else None)
 
 

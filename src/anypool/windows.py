@@ -298,6 +298,18 @@ def sliding_arguments(sizes: Sequence[int], kernel_size: Any, stride: Any = None
     return kernel, strides, pads, dilations, flag_argument("ceil_mode", ceil_mode, where)
 
 
+def _check_reach(i: int, kernel: int, stride: int, dilation: int, pads: tuple[int, int], where: str) -> None:
+    """Refuse, of the arguments of axis ``i``, the one that makes a window reach too far."""
+    below = "below 2**40 elements"
+    if dilation * (kernel - 1) + 1 >= _REACH:
+        name, value = ("dilation", dilation) if dilation >= kernel else ("kernel_size", kernel)
+        raise _error(f"{name}[{i}]", f"must keep the span of a window {below}", value, where)
+    if sum(pads) >= _REACH:
+        raise _error(f"padding[{i}]", f"must be {below}, both sides together", pads, where)
+    if stride >= _REACH:
+        raise _error(f"stride[{i}]", f"must be {below}", stride, where)
+
+
 def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
             ceil_mode: bool = False, *, may_be_empty: bool = False, where: str = "") -> Windows:  # fmt: skip
     """Windows that slide: PyTorch's kernel_size, stride, padding, dilation and ceil_mode, with freer padding.
@@ -327,10 +339,7 @@ def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding:
     axes = []
     for i, (n, k, s, d, p) in enumerate(zip(sizes, kernel, strides, dilations, pads, strict=True)):
         reach = d * (k - 1) + 1
-        if max(sum(p), reach, s) >= _REACH:
-            raise _error(
-                f"kernel_size[{i}]", "with dilation, stride and padding must span less than 2**40 elements", k, where
-            )
+        _check_reach(i, k, s, d, p, where)
         out = output_size(n, k, s, d, p, ceil)
         if (n < 1 and not may_be_empty) or out < 1:
             raise _error(

@@ -82,6 +82,7 @@ class Backend(Protocol):
     """What a backend offers."""
 
     name: str
+    at_once: bool  # whether a result is written by one call into native code, which Ctrl-C does not cut short
 
     def supports(self, job: Pass, x: Array) -> str | None:
         """Return None if it can run ``job`` on ``x``, else the reason why not."""

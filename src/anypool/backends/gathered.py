@@ -16,11 +16,14 @@ import numpy as np
 
 from anypool.backends import Array, Pass
 from anypool.layouts import axis_order
+from anypool.limits import require
 from anypool.reductions import is_float
 from anypool.window_functions import Gathered
 from anypool.windows import Axis, Sliding
 
 PIECE = 1 << 19  # taps gathered at once: 4 MB as float64, and up to seven times that while they are worked on
+
+_PER_TAP = 32  # bytes: an input as float64, whether it counts, its rank and its weight
 
 Box = tuple[slice, ...]
 Widen = Callable[[Array], Array]
@@ -42,6 +45,7 @@ def run(job: Pass, source: Source, out: Array, *, codes: Array | None = None, co
     A window without inputs gives NaN, or any value where the result is an integer.
     """
     assert job.function is not None
+    require(_PER_TAP * job.windows.n_taps, "a window's inputs, ordered and weighed,", f"x: {source.x.shape}")
     for boxes in _boxes(job, source.x):
         for box in boxes:
             windows = _gather(job, source, box, draws)

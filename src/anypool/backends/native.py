@@ -52,6 +52,7 @@ class Native:
     """See `anypool.backends.Backend`."""
 
     name = "native"
+    at_once = True
 
     def supports(self, job: Pass, x: Array) -> str | None:
         flags = x.flags
@@ -74,6 +75,7 @@ class Native:
         recipe_for(job, x, out, codes, aux, post).run(x, out, codes, aux, post)
 
     def select_backward(self, job: Pass, grad: Array, codes: Array, out: Array) -> None:
+        require(8 * job.windows.n_taps, "a table of the window's taps")
         recipe_for(job, grad, out, codes, backward=True).run(grad, out, codes)
 
     def leave_out(self, x: Array, mask: Array | None, none: Any, omit: bool) -> tuple[Array, Array]:

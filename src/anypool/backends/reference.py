@@ -33,6 +33,7 @@ class Reference:
     """See `anypool.backends.Backend`."""
 
     name = "reference"
+    at_once = False
 
     def supports(self, job: Pass, x: Array) -> str | None:
         return None
