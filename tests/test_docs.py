@@ -66,7 +66,7 @@ SECTIONS = dict(re.findall(r"^###? (.+)\n((?:(?!^##).*\n)*)", SEMANTICS, re.MULT
 def test_the_tests_that_a_section_names_exist(title):
     """Each rule has a test, and says which: ``Tests: `file.py::test`, `::another of the same file`; …``."""
     lines = "".join(re.findall(r"^Tests?: (?:.+\n)+", SECTIONS[title], re.MULTILINE))
-    named = re.findall(r"`(test_\w+\.py)?(?:::(test_\w+))?`", lines)
+    named = re.findall(r"`((?:\w+/)*test_\w+\.py)?(?:::(test_\w+))?`", lines)
     assert named, f"{title}: no test is named"
     file = ""
     for path, test in named:

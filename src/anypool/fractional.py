@@ -80,7 +80,7 @@ def _samples(rank: int, x: Array, given: Any, rng: Any, where: str) -> Array:
         )
     if samples.size and not (samples.min() >= 0 and samples.max() <= 1):
         raise ValueError(f"_random_samples must be in [0, 1], got {samples.min()} … {samples.max()} ({where})")
-    return samples
+    return np.array(samples)  # a copy: a pullback uses them again, and the caller may write into theirs
 
 
 def _generator(rng: Any, where: str) -> np.random.Generator:

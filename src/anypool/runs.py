@@ -87,7 +87,7 @@ def _integers(name: str, value: Any, where: str) -> Ints:
         raise TypeError(f"{name} must be integers, got dtype {array.dtype} ({where})")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"{name} must be below 2**63, got {array.max()} ({where})")
-    return array.astype(np.int64, copy=False)
+    return array.astype(np.int64)  # a copy: a pullback uses them again, and the caller may write into theirs
 
 
 def _one_each(shape: tuple[int, ...], part: Ints, start: Ints, count: Ints) -> Runs:

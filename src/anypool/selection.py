@@ -507,6 +507,7 @@ def differentiate(call: Call) -> tuple[Any, Callable[..., Any]]:
 def _differentiate(call: Call) -> tuple[Any, Callable[..., Any]]:
     x, what, out, given, generator = call
     assert given is not None
+    given = given._replace(mask=_copied(given.mask), weights=_copied(given.weights))  # which a pullback reads again
     if type(x) is not np.ndarray:
         pulled: tuple[Any, Callable[..., Any]] = tensors().pulled(tensors().selected, x, what, given, out, generator)
         return pulled
@@ -533,6 +534,10 @@ def _differentiate(call: Call) -> tuple[Any, Callable[..., Any]]:
         Selected(exact, x, given, None).forward(x, aux, None, None)
     gradient = _sum_gradient(selected, x, aux, by)
     return result, pullback_of(x, y.squeeze(problem.squeeze), gradient, x=x)
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _source(selected: Selected, x: Array) -> Source:

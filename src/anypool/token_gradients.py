@@ -167,6 +167,8 @@ def split_like(flat: Array, x: Any, matrix: Matrix) -> Any:
 def differentiate(x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
     """For `anypool.vjp`: ``pullback(grad_y, out=None)``; out may be given to reuse its memory."""
     call = call_of(x, *args, **kwargs)
+    if call.weights is not None:
+        call = replace(call, weights=call.weights.copy())  # the pullback reads them again
     matrix = call.matrix
     if not is_float(matrix.dtype):
         raise TypeError(f"vjp needs floating-point x, got {matrix.dtype} ({matrix.where})")
