@@ -407,3 +407,16 @@ def test_tables_of_taps_are_compared_with_what_is_free(monkeypatch):
     y, pullback = ap.vjp(ap.pool, np.ones(4), "max", 2**24, padding=2**23)
     with pytest.raises(MemoryError, match="a table of the window's taps needs"):
         pullback(np.ones_like(y))
+
+
+def test_windows_in_the_padding_beside_others(backend):
+    """The largest magnitude of no element was -inf, where all others had a winner."""
+    y = ap.pool(np.array([1.0, 2.0]), "lp", 1, padding=1, norm_type=np.inf, nan="omit", empty=0.0)
+    assert y.tolist() == [0, 1, 2, 0]
+
+
+def test_no_gradient_of_a_tensor_either():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    for x, mask in ((np.ones(4), np.ones(4, bool)), (torch.ones(4), torch.ones(4, dtype=torch.bool))):
+        with pytest.raises(TypeError, match=r"^vjp needs a reduction with a gradient, got 'any'"):
+            ap.vjp(ap.pool, x, "any", 2, mask=mask)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 import anypool as ap
+import cases
 import tolerance
 
 torch = pytest.importorskip("torch")
 
+INF, NAN = np.inf, np.nan
 CALLS = [
     (ap.max_pool2d, (3,), {"stride": 2, "padding": 1}),
     (ap.max_pool2d, (2,), {"padding": 2, "empty": 0}),
@@ -92,6 +96,13 @@ def test_gradients_of_weights_and_second_gradients():
 
     assert torch.autograd.gradcheck(mean, (x, weights))
     assert torch.autograd.gradgradcheck(mean, (x, weights))
+
+
+def test_gradients_of_weights_do_not_look_at_what_is_masked():
+    x, weights = torch.tensor([[1.0, NAN], [INF, 4.0]]), torch.tensor([2.0, 3.0], requires_grad=True)
+    mask = torch.tensor([[True, False], [False, True]])
+    ap.pool(x, "sum", 2, axes=1, weights=weights, mask=mask).sum().backward()
+    assert weights.grad.tolist() == [1, 4]
 
 
 def test_into_memory_of_the_caller_s():
@@ -187,3 +198,151 @@ def test_tangents_that_cannot_be_followed_are_refused():
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
         with pytest.raises(NotImplementedError, match="'median' with mask"):
             ap.pool(dual, "median", 2, axes=(2, 3), mask=torch.ones(4, 4, dtype=torch.bool))
+
+
+SAME_GRADIENTS = {
+    "only -inf counts": ([-INF, -INF, -INF, 1.0], ("max", 2), {"mask": [False, True, True, True]}),
+    "only inf counts": ([INF, INF, NAN, INF], ("min", 2), {"mask": [False, True, True, True], "nan": "omit"}),
+    "only -inf is no NaN": ([NAN, -INF, -INF, NAN], ("max", 2), {"nan": "omit"}),
+    "only -inf counts, and padding": ([-INF, -INF], ("max", 2), {"mask": [False, True], "padding": 2, "empty": 0.0}),
+    "only zero counts": ([0.0, 0.0], ("lp", 2), {"mask": [False, True], "norm_type": INF}),
+    "no window sees inf, lp": ([INF, 1.0], ("lp", 1), {"stride": 2, "padding": 1, "empty": 0.0}),
+    "no window sees NaN, lp": ([NAN, 1.0], ("lp", 1), {"stride": 2, "padding": 1, "empty": 0.0}),
+    "inf beside padding, lp": ([INF, 2.0, NAN], ("lp", 2), {"stride": 1, "padding": 2, "empty": 0.0, "norm_type": 3}),
+    "inf beside padding, logsumexp": ([INF], ("logsumexp", 1), {"mask": [True], "padding": 1, "empty": 0.0}),
+    "-inf beside padding, logsumexp": ([-INF, 1.0], ("logsumexp", 2), {"padding": 2, "empty": 0.0, "r": -1.0}),
+    "weights of zero": ([1.0, 2.0], ("mean", 2), {"weights": [0, 0]}),
+    "weights that add up to zero": ([1.0, 2.0, 3.0, 4.0], ("mean", 2), {"weights": [1.0, -1.0, 2.0, 1.0]}),
+    "weights in a wider dtype": (np.float32([1.0, 2.0]), ("mean", 2), {"weights": [1, 1 + 1e-9], "dtype": "float64"}),
+}
+
+
+@pytest.mark.parametrize("given", SAME_GRADIENTS.values(), ids=SAME_GRADIENTS.keys())
+def test_gradients_are_those_of_arrays(given):
+    x, args, kwargs = given
+    x = np.asarray(x)
+    wanted, pullback = ap.vjp(ap.pool, x, *args, **kwargs)
+    leaf = torch.tensor(x, requires_grad=True)
+    y = ap.pool(leaf, *args, **kwargs)
+    assert tolerance.same_bits(y.detach().numpy(), wanted)
+    g = cases.rng(3).standard_normal(wanted.shape)
+    y.backward(torch.from_numpy(g).to(y.dtype))
+    np.testing.assert_array_equal(leaf.grad.numpy(), pullback(g))  # a zero may have another sign
+
+
+@pytest.mark.parametrize("axes", [(1, 2), (3, 2), (0, 3)])
+@pytest.mark.parametrize("reduction", ["max", "min"])
+def test_gradients_where_only_infinities_count(reduction, axes):
+    """In every order of the pooled axes; also the second gradients know the first input that counts."""
+    generator = cases.rng(7)
+    x = generator.choice([-INF, INF, 0.0], (3, 4, 5, 6))
+    mask = generator.random(x.shape) < 0.4
+    kwargs = {"axes": axes, "stride": 1, "padding": 1, "mask": mask}
+    wanted, pullback = ap.vjp(ap.pool, x, reduction, 2, **kwargs)
+    leaf = torch.tensor(x, requires_grad=True)
+    y = ap.pool(leaf, reduction, 2, **kwargs | {"mask": torch.from_numpy(mask)})
+    g = np.round(generator.standard_normal(wanted.shape) * 8)  # whole numbers add up exactly
+    y.backward(torch.from_numpy(g))
+    np.testing.assert_array_equal(leaf.grad.numpy(), pullback(g))
+    both = torch.func.vmap(lambda t, m: ap.pool(t[None], reduction, 2, **kwargs | {"mask": m[None]})[0])
+    if 0 not in axes:
+        np.testing.assert_array_equal(both(leaf, torch.from_numpy(mask)).detach().numpy(), wanted)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_values_that_rounding_makes_equal_are_not(recorded):
+    x, mask = np.array([[-1e300, -1e299], [-INF, -1e300]]), np.array([[True, True], [False, True]])
+    kwargs = {"mask": mask, "return_indices": True, "dtype": "float16"}
+    wanted = ap.pool(x, "max", 2, axes=1, **kwargs)
+    leaf = torch.from_numpy(x).requires_grad_(recorded)
+    y, indices = ap.pool(leaf, "max", 2, axes=1, **kwargs | {"mask": torch.from_numpy(mask), "dtype": torch.float16})
+    assert wanted[1].tolist() == indices.tolist() == [[1], [1]]
+    assert tolerance.same_bits(y.detach().numpy(), wanted[0])
+    if recorded:
+        y.sum().backward()
+        assert leaf.grad.tolist() == [[0, 1], [0, 1]]
+
+
+BAD = {
+    "None in a list": [None],
+    "a set": {1, 2},
+    "an object": object(),
+    "Ellipsis": ...,
+    "a dtype": torch.float32,
+    "a module": math,
+    "text": "a",
+    "ragged": [1, [2]],
+    "complex": torch.ones(4, dtype=torch.complex64),
+    "float8": torch.ones(4, dtype=torch.float8_e4m3fn),
+    "sparse": torch.ones(4, dtype=torch.bool).to_sparse(),
+    "recorded numbers": [torch.ones((), requires_grad=True)] * 4,
+    "another length": torch.ones(5, dtype=torch.uint8),
+}
+
+
+def message(error, *args, **kwargs):
+    with pytest.raises(error) as caught:
+        ap.pool(*args, **kwargs)
+    assert type(caught.value) in (TypeError, ValueError)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "median"])
+@pytest.mark.parametrize("name", ["mask", "weights", "empty"])
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD.keys())
+def test_bad_arguments_are_refused_in_the_same_words(value, name, reduction):
+    """PyTorch raised a RuntimeError of its own for tensors that record a gradient, and for bfloat16."""
+    x, call = torch.ones(1, 2, 4), (reduction, 2)
+    words = message((TypeError, ValueError), x, *call, axes=2, **{name: value})
+    assert name in words
+    for other in (x.clone().requires_grad_(), x.bfloat16()):
+        assert message((TypeError, ValueError), other, *call, axes=2, **{name: value}) == words
+    if not isinstance(value, torch.Tensor) and "recorded" not in words and "requires_grad" not in words:
+        assert message((TypeError, ValueError), x.numpy(), *call, axes=2, **{name: value}) == words
+
+
+@pytest.mark.parametrize("weights", [torch.ones(4, dtype=torch.complex64), torch.ones(4, dtype=torch.bool)])
+def test_weights_are_real_numbers(weights):
+    kind = str(weights.dtype).removeprefix("torch.")
+    for x in (torch.ones(4), torch.ones(4, requires_grad=True), torch.ones(4, dtype=torch.bfloat16)):
+        with pytest.raises(TypeError, match=f"weights must be real numbers, got dtype {kind} "):
+            ap.pool(x, "sum", 2, weights=weights)
+
+
+@pytest.mark.parametrize("weights", [
+    np.ones(4, np.longdouble), np.ones(4, ">f4"), np.arange(4.0)[::-1], np.arange(4, dtype=np.uint16), [1, 2, 3, 4],
+    torch.arange(4).to(torch.uint16), torch.arange(4).bfloat16(),
+])  # fmt: skip
+def test_weights_of_every_kind(weights):
+    x = np.arange(4.0)
+    array = weights.double().numpy() if isinstance(weights, torch.Tensor) else weights
+    got = ap.pool(torch.from_numpy(x).requires_grad_(), "sum", 2, weights=weights)
+    assert tolerance.same_bits(got.detach().numpy(), ap.pool(x, "sum", 2, weights=array))
+
+
+@pytest.mark.parametrize("empty", [1e300, -1e300, 3])
+@pytest.mark.parametrize("reduction", ["mean", "max", "median"])
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
+def test_an_empty_value_is_rounded(name, reduction, empty):
+    wanted = empty if empty == 3 else math.copysign(INF, empty)
+    for recorded in (False, True):
+        x = torch.ones(4, dtype=getattr(torch, name), requires_grad=recorded)
+        y = ap.pool(x, reduction, 2, mask=[False, False, True, False], empty=empty)
+        assert y.dtype is x.dtype
+        assert y.tolist() == [wanted, 1]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("name", ["bfloat16", "float32"])
+@pytest.mark.parametrize("reduction", ["any", "all"])
+def test_any_and_all(reduction, name, recorded):
+    x, mask = data((7, 9))
+    x = np.nan_to_num(np.round(x), nan=NAN)
+    kwargs = {"axes": (2, 3), "padding": 1, "nan": "omit", "empty": True, "return_valid": True}
+    wanted = ap.pool(x, reduction, 2, mask=mask, **kwargs)
+    t = torch.from_numpy(x).to(getattr(torch, name)).requires_grad_(recorded)
+    got = ap.pool(t, reduction, 2, mask=torch.from_numpy(mask), **kwargs)
+    for a, b in zip(wanted, got, strict=True):
+        assert tolerance.same_bits(a, b.numpy())
+    with pytest.raises(ValueError, match="mask must leave every window some input, or empty= give a value"):
+        ap.pool(t, reduction, 2, mask=torch.zeros(9, dtype=torch.bool))

@@ -156,3 +156,121 @@ def test_out_and_refusals():
 def test_empty_batch(reduction, shape):
     x = torch.zeros(shape, dtype=torch.int64 if reduction == "mode" else torch.float32)
     assert ap.pool(x, reduction, **CALL).shape == (*shape[:2], 5, 4)
+
+
+LEFT_OUT = {
+    "mask": {"mask": True},
+    "nan": {"nan": "omit"},
+    "all": {"mask": True, "nan": "omit", "empty": 2.5, "return_valid": True},
+    "padding": {"empty": -1.5, "padding": 3},
+}
+
+
+def selected(left_out, nonnegative=False):
+    """An array with NaNs, a mask that leaves some windows nothing, and the arguments."""
+    x = cases.plain((2, 3, 9, 8), np.dtype(np.float64))
+    x = np.abs(x) if nonnegative else x
+    x[cases.rng(8).random(x.shape) < 0.2] = np.nan
+    mask = cases.rng(9).random((3, 9, 8)) < 0.5
+    mask[:, 3:7, 2:6] = False
+    return x, CALL | left_out | ({"mask": mask} if "mask" in left_out else {})
+
+
+def as_tensors(given):
+    return given | ({"mask": torch.from_numpy(given["mask"])} if "mask" in given else {})
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("left_out", LEFT_OUT)
+@pytest.mark.parametrize("reduction", [*cases.OF_WINDOWS, "stochastic"])
+def test_what_does_not_count_forward_and_backward(reduction, left_out, name):
+    if name not in cases.FLOATS:
+        pytest.skip("needs ml_dtypes")
+    draws = reduction == "stochastic"
+    x, given = selected(LEFT_OUT[left_out], draws)
+    given |= GIVEN.get(reduction, {}) | ({"return_indices": True} if draws else {})
+    x = torch.from_numpy(x).to(getattr(torch, name))
+
+    def generator():
+        return {"generator": np.random.default_rng(3)} if draws else {}
+
+    wanted, pullback = ap.vjp(ap.pool, array_of(x), reduction, **given, **generator())
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    g = np.round(cases.rng(2).standard_normal(wanted[0].shape) * 8).astype(wanted[0].dtype)
+    slope = pullback(g)
+    for recorded in (True, False):
+        leaf = x.clone().requires_grad_(recorded)
+        got = ap.pool(leaf, reduction, **as_tensors(given), **generator())
+        got = got if isinstance(got, tuple) else (got,)
+        for a, b in zip(wanted, got, strict=True):
+            assert tolerance.same_bits(array_of(b), a)
+        if recorded:
+            got[0].backward(torch.from_numpy(g.astype(np.float64)).to(x.dtype))
+            assert leaf.grad.dtype is x.dtype
+            np.testing.assert_array_equal(leaf.grad.double().numpy(), slope.astype(np.float64))
+
+
+@pytest.mark.parametrize("reduction", cases.OF_WINDOWS)
+def test_masked_gradcheck_and_transforms(reduction):
+    _, given = selected(LEFT_OUT["mask"])
+    mask = torch.from_numpy(given["mask"])
+    x, given = data(torch.float64), GIVEN.get(reduction, {}) | {"empty": 0}
+    if reduction == "var":
+        given["correction"] = 0  # or windows of a single input have no variance
+
+    def pooled(t, m=mask, axes=(2, 3)):
+        return ap.pool(t, reduction, 2, stride=1, axes=axes, mask=m, **given)
+
+    small = x[:1, :1, :5, :6].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: pooled(t, mask[:1, :5, :6]), small)
+    leaf = x.clone().requires_grad_()
+    y = pooled(leaf)
+    y.square().sum().backward()
+    assert torch.equal(torch.func.grad(lambda t: pooled(t).square().sum())(x), leaf.grad)
+    assert torch.equal(torch.func.vmap(lambda t: pooled(t, axes=(1, 2)))(x), y)
+    both = torch.func.vmap(lambda t, m: pooled(t, m, (1, 2)))
+    assert torch.equal(both(x, mask.expand(x.shape)), y)
+    (once,) = torch.autograd.grad(pooled(leaf).square().sum(), leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match=f"'{reduction}' pooling has first gradients only"):
+        torch.autograd.grad(once.sum(), leaf)
+
+
+@pytest.mark.parametrize("reduction", ["median", "stochastic"])
+def test_masks_break_a_compiler_s_graph_and_are_right(reduction):
+    torch.compiler.reset()
+    x, given = selected(LEFT_OUT["all"], True)
+    given = as_tensors(given)
+
+    def pooled(t):
+        generator = {"generator": np.random.default_rng(0)} if reduction == "stochastic" else {}
+        return ap.pool(t * 2, reduction, **given, **generator)[0] * 2
+
+    x = torch.from_numpy(x)
+    assert torch.equal(torch.compile(pooled, backend="eager")(x), pooled(x))
+
+
+@pytest.mark.parametrize("left_out", [{}, {"nan": "omit"}])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_stochastic_of_bfloat16(indexed, left_out):
+    """NumPy has no such dtype; what is drawn is what float32 draws of the same values."""
+    x = data().abs().bfloat16()
+    kwargs = CALL | left_out | {"return_indices": True}
+    wanted, places = ap.pool(x.float().numpy(), "stochastic", generator=np.random.default_rng(3), **kwargs)
+    leaf = x.clone().requires_grad_()
+    got = ap.pool(leaf, "stochastic", generator=np.random.default_rng(3), **kwargs | {"return_indices": indexed})
+    y = got[0] if indexed else got
+    assert y.dtype is torch.bfloat16
+    assert np.array_equal(y.detach().float().numpy(), wanted)
+    assert not indexed or np.array_equal(got[1].numpy(), places)
+    y.sum().backward()
+    counts = np.stack([np.bincount(p.ravel(), minlength=72) for p in places.reshape(6, -1)])
+    assert np.array_equal(leaf.grad.float().numpy().reshape(6, -1), counts)
+
+
+def test_windows_without_input_need_a_value_of_an_integer_result():
+    x = torch.ones(2, 4, dtype=torch.int64)
+    masks = torch.tensor([[True, True, False, False], [True, True, True, False]])
+    mode = torch.func.vmap(lambda m: ap.pool(x, "mode", (1, 2), mask=m, empty=7))
+    assert mode(masks).tolist() == [[[1, 7]] * 2, [[1, 1]] * 2]
+    with pytest.raises(ValueError, match="mask must leave every window some input, or empty= give a value"):
+        torch.func.vmap(lambda m: ap.pool(x, "mode", (1, 2), mask=m))(masks)

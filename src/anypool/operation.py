@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import marshal
 import math
+import operator
 import sys
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -303,11 +305,15 @@ def _ignored(what: Description, reduction: Reduction, where: str) -> tuple[int, 
     given = _parameter(what, "ignore")
     if given is None:
         return ()
-    values = given if isinstance(given, (tuple, list, np.ndarray)) else (given,)
-    for i, v in enumerate(values):
-        if isinstance(v, (bool, np.bool_)) or not hasattr(v, "__index__"):
-            raise TypeError(f"ignore[{i}] must be an int, got {v!r} of type {type(v).__name__} ({where})")
-    return tuple(v.__index__() for v in values)
+    values = given if is_sequence(given) else (given,)
+    return tuple(_label(f"ignore[{i}]", v, where) for i, v in enumerate(values))
+
+
+def _label(name: str, value: Any, where: str) -> int:
+    if not isinstance(value, (bool, np.bool_)):
+        with suppress(TypeError):  # an array that is no integer
+            return operator.index(value)
+    raise TypeError(f"{name} must be an int, got {shown(value)} of type {type(value).__name__} ({where})")
 
 
 def _divisor(what: Description, reduction: Reduction, windows: Windows, floating: bool, where: str) -> Divisor | None:
@@ -455,10 +461,14 @@ def _squeezed(problem: Problem, y: Array, out: Array | None) -> Array:
     return y.squeeze(problem.squeeze) if problem.squeeze else y
 
 
+def refuse_without_gradient(reduction: Reduction, where: str) -> None:
+    if reduction.adjoint is None:
+        raise TypeError(f"vjp needs a reduction with a gradient, got {reduction.name!r} ({where})")
+
+
 def refuse_integers(problem: Problem, x: Array) -> None:
     """Refuse a gradient that there is none of."""
-    if problem.reduction.adjoint is None:
-        raise TypeError(f"vjp needs a reduction with a gradient, got {problem.reduction.name!r} (x: {x.shape})")
+    refuse_without_gradient(problem.reduction, f"x: {x.shape}")
     if not is_float(x.dtype) or not is_float(problem.job.result):
         raise TypeError(f"vjp needs floating-point x and result, got {x.dtype} and {problem.job.result} (x: {x.shape})")
 

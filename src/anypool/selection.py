@@ -32,10 +32,11 @@ from anypool.operation import (
     pullback_of,
     refuse_generator,
     refuse_integers,
+    refuse_without_gradient,
     resolve,
     tensors,
 )
-from anypool.reductions import check_dtype, divide_half_even, is_float, neutral
+from anypool.reductions import check_dtype, divide_half_even, find, is_float, neutral
 from anypool.windows import Windows
 
 PIECE = 1 << 22  # bytes of the input taken at once: they stay in a core's cache from one pass to the next
@@ -329,8 +330,10 @@ class Selected:
         if self.selects and valid is not None:
             with np.errstate(over="ignore"):  # the largest uint16 as a float16
                 tied = state == state.dtype.type(neutral(job.merge, job.lift, job.p, x.dtype))
-        # A window in which nothing counts has no winner that is better than what was left out.
-        all_count = tied is not None and not tied.any() and not self.return_valid
+        # A window in which nothing counts has no winner that is better than what was left out; one wholly in the
+        # padding does not even have that.
+        certain = not (self.return_valid or self.windows.some_empty)
+        all_count = certain and tied is not None and not tied.any()
         counts, by = _ONE if all_count else self.counts(x, valid, piece), _ONE
         if self.divides:
             by = self.divisor(counts, x.ndim, passes) if weights is None else self._sums(passes.weights, weights)
@@ -509,6 +512,7 @@ def _differentiate(call: Call) -> tuple[Any, Callable[..., Any]]:
     assert given is not None
     given = given._replace(mask=_copied(given.mask), weights=_copied(given.weights))  # which a pullback reads again
     if type(x) is not np.ndarray:
+        refuse_without_gradient(find(what.reduction), f"x: {tuple(x.shape)}")
         pulled: tuple[Any, Callable[..., Any]] = tensors().pulled(tensors().selected, x, what, given, out, generator)
         return pulled
     x, problem, selected = _selected(x, what, given, "offset")

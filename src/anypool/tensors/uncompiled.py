@@ -5,5 +5,7 @@ from __future__ import annotations
 import torch
 
 from anypool.tensors.gathered import eager
+from anypool.tensors.selection import whole
 
 run_eagerly = torch.compiler.disable(eager)
+whole_eagerly = torch.compiler.disable(whole)
