@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import numpy as np
@@ -126,6 +127,19 @@ BAD = [
     (lambda: ap.max_pool1d(X1, 2**70), ValueError, ("kernel_size", str(2**70))),
     (lambda: ap.max_pool1d(X1, 2, 1, 0, HUGE), ValueError, ("", "")),
     (lambda: ap.adaptive_avg_pool3d(X3, 2**40), ValueError, ("output_size", str(2**40))),
+    # of several arguments the one that is too large is named
+    (lambda: ap.max_pool1d(X1, 2, stride=2**40), ValueError, ("stride", str(2**40))),
+    (lambda: ap.max_pool2d(X2, 2, (1, 2**40)), ValueError, ("stride[1]", str(2**40))),
+    (lambda: ap.max_pool1d(X1, 2, padding=2**39), ValueError, ("padding", str(2**39))),
+    (lambda: ap.max_pool2d(X2, 2, padding=((0, 0), (2**40, 1))), ValueError, ("padding[1]", str(2**40))),
+    (lambda: ap.max_pool1d(X1, 2, dilation=2**40), ValueError, ("dilation", str(2**40))),
+    (lambda: ap.max_pool1d(X1, 2, padding="same", dilation=2**40), ValueError, ("dilation", str(2**40))),
+    (lambda: ap.max_pool1d(X1, 2**40), ValueError, ("kernel_size", str(2**40))),
+    (lambda: ap.max_pool1d(X1, 2**40, padding="causal"), ValueError, ("kernel_size", str(2**40))),
+    (lambda: ap.max_pool1d(X1, 2**30, dilation=2**20), ValueError, ("kernel_size", str(2**30))),
+    # words are no arrays
+    (lambda: ap.max_pool2d(X2, 2, nan=np.array([2, 2])), ValueError, ("nan", "array([2, 2])")),
+    (lambda: ap.max_pool2d(X2, 2, nan=None), ValueError, ("nan", "None")),
     # vjp, explain
     (lambda: ap.vjp(ap.max_pool2d, X2, 2)[1](X2), ValueError, ("grad_y", "(2, 3, 9, 8)")),
     (lambda: ap.vjp(np.sum, X2), (TypeError, ValueError), ("fn", "sum")),
@@ -140,8 +154,92 @@ def test_bad_argument(number):
     with pytest.raises(exception) as caught:
         call()
     message = str(caught.value)
-    assert not argument or re.search(rf"\b{re.escape(argument)}\b", message), message
+    assert not argument or re.search(rf"\b{re.escape(argument)}(?!\w)", message), message
     assert value in message, message
+
+
+# (function, arguments that fit, one that it does not take)
+SIGNATURES = [
+    (ap.max_pool1d, (X1, 2), "weights"),
+    (ap.avg_pool2d, (X2, 2), "return_indices"),
+    (ap.lp_pool3d, (X3, 2, 2), "weights"),
+    (ap.adaptive_max_pool2d, (X2, 2), "stride"),
+    (ap.global_avg_pool, (X2,), "stride"),
+    (ap.pool, (X2, "max", 2), "output_size"),
+    (ap.max_unpool2d, (X2[..., :4, :4], PLACES + np.arange(16).reshape(4, 4), 2), "mask"),
+    (ap.fractional_max_pool2d, (X2, 2, 3), "mask"),
+    (ap.pool_tokens, (X1, "mean"), "kernel_size"),
+]
+
+
+@pytest.mark.parametrize(("function", "args", "other"), SIGNATURES, ids=[f.__name__ for f, *_ in SIGNATURES])
+def test_misfits_are_refused_by_the_public_name(function, args, other):
+    """Also where a gradient or an explanation is asked for, and whatever is wrong with the arguments' number."""
+    ways = (function, functools.partial(ap.vjp, function), functools.partial(ap.explain, function))
+    for way in ways:
+        way(*args)
+        with pytest.raises(TypeError, match=rf"^{function.__name__}\(\) got an unexpected keyword argument '{other}'"):
+            way(*args, **{other: 1})
+        with pytest.raises(TypeError, match=rf"^{function.__name__}\(\) (too many positional|takes .* positional)"):
+            way(*args, *[1] * 20)
+    if len(args) > 1:
+        with pytest.raises(TypeError, match=rf"^{function.__name__}\(\) missing"):
+            function(args[0])
+
+
+def test_a_generator_is_shown_in_one_line():
+    with pytest.raises(
+        TypeError, match=r"^generator must be a numpy.random.Generator for 'stochastic', got array"
+    ) as e:
+        ap.pool(X1, "stochastic", 2, axes=2, generator=np.ones((20, 20)))
+    assert "\n" not in str(e.value)
+
+
+def test_explaining_unpooling():
+    y, places = ap.max_pool2d(X2, 2, return_indices=True)
+    explained = ap.explain(ap.max_unpool2d, y, places, 2, output_size=(9, 8))
+    assert (explained.reduction, explained.backend, explained.dtype) == ("max_unpool", "numpy", "float32")
+    assert (explained.input_shape, explained.output_shape, explained.axes) == ((2, 3, 4, 4), (2, 3, 9, 8), (2, 3))
+    assert explained.bytes_moved == 96 * (4 + 8) + 432 * 4
+    assert explained.output_shape == ap.max_unpool2d(y, places, 2, output_size=(9, 8)).shape
+    assert "axis 2: 9 -> 4, kernel 2, stride 2" in str(explained)
+    assert explained.to_dict()["output_shape"] == [2, 3, 9, 8]
+    with pytest.raises(ValueError, match=r"indices must be in \[0, 64\)"):
+        ap.explain(ap.max_unpool2d, y, places + 64, 2)
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_explaining_fractional_pooling(images, backend):
+    """Nothing is drawn from the caller's generator."""
+    rng = np.random.default_rng(3)
+    before = rng.bit_generator.state
+    explained = ap.explain(ap.fractional_max_pool2d, X2[:images], 2, 3, return_indices=True, rng=rng)
+    assert rng.bit_generator.state == before
+    assert (explained.reduction, explained.backend) == ("max", backend)
+    assert explained.output_shape == (images, 3, 3, 3)
+    assert explained.bytes_moved == images * 3 * (72 * 4 + 9 * 12)
+    assert "axis 2: 9 -> 3, up to 2 taps" in str(explained)
+    with pytest.raises(ValueError, match=r"output_size\[0\] \+ kernel_size\[0\] - 1 must be <= 9"):
+        ap.explain(ap.fractional_max_pool2d, X2, 2, 9)
+
+
+def test_explaining_these_for_tensors():
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(X2)
+    y, places = ap.max_pool2d(x, 2, return_indices=True)
+    explained = ap.explain(ap.max_unpool2d, y, places, 2)
+    assert (explained.backend, explained.kernel) == ("pytorch", "torch.nn.functional.max_unpool2d")
+    assert explained.output_shape == (2, 3, 8, 8)
+    assert ap.explain(ap.max_unpool2d, y.int(), places, 2).backend == "torch"
+    with pytest.raises(ValueError, match=r"indices must be in \[0, 64\)"):
+        ap.explain(ap.max_unpool2d, y, places + 64, 2)
+    with pytest.raises(TypeError, match="indices must be a tensor of int64, got ndarray"):
+        ap.explain(ap.max_unpool2d, y, places.numpy(), 2)
+    state = torch.get_rng_state()
+    explained = ap.explain(ap.fractional_max_pool2d, x, 2, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (explained.backend, explained.kernel) == ("pytorch", "torch.nn.functional.fractional_max_pool2d")
+    assert explained.output_shape == (2, 3, 3, 3)
 
 
 def test_the_message_of_the_design():

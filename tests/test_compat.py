@@ -257,6 +257,8 @@ def test_flax_averages_integers_to_float32():
 # ------------------------------------------------------------------------------------------- errors
 
 SMALL, IMAGE = np.zeros((1, 2, 4, 4)), np.zeros((1, 4, 4, 2))
+NOTHING, NONE = np.ones((1, 3, 0)), np.ones((0, 1, 2))
+PLACES, TWO = SMALL.astype(int), np.array([2, 2])
 BAD = [
     (lambda: onnx.max_pool(SMALL, 2), TypeError, r"kernel_shape must be a sequence of 2 ints, got 2 "),
     (
@@ -285,7 +287,7 @@ BAD = [
     (lambda: onnx.max_pool(SMALL, [5, 5]), ValueError, r"must fit the input: a window spans 5 of 4"),
     (lambda: onnx.max_pool(SMALL[0, 0], [2]), ValueError, r"x must be \(N, C, D1, …\), got 2 dimensions"),
     (lambda: onnx.average_pool(SMALL, [2, 2], count_include_pad=None), ValueError, r"count_include_pad must be one of"),
-    (lambda: onnx.lp_pool(SMALL, [2, 2], p=0), ValueError, r"norm_type must be > 0, got 0"),
+    (lambda: onnx.lp_pool(SMALL, [2, 2], p=0), ValueError, r"^p must be > 0, got 0"),
     (lambda: onnx.max_unpool(SMALL, SMALL, [2, 2]), TypeError, r"indices must be integers"),
     (lambda: onnx.max_unpool(SMALL, SMALL[0].astype(int), [2, 2]), ValueError, r"indices must have the shape of x"),
     (lambda: onnx.max_unpool(SMALL, SMALL.astype(int) + 50, [2, 2]), ValueError, r"indices must be in \[0, 50\)"),
@@ -355,13 +357,173 @@ BAD = [
         r"padding\[1\]\[0\] must be >= 0, got -1",
     ),
     (lambda: flax.max_pool(np.ma.array([1.0]), (1,)), TypeError, r"must not be a masked array"),
+    # bytes and arrays without an axis are no lists of sizes; floats and arrays are no flags and no names
+    (lambda: onnx.max_pool(SMALL, b"\2\2"), TypeError, r"^kernel_shape must be a sequence of 2 ints, got b'"),
+    (lambda: onnx.max_pool(SMALL, [2, 2], pads=b"\0\0\0\0"), TypeError, r"^pads must be a sequence of 4 ints, got b'"),
+    (lambda: tf.max_pool(IMAGE, b"\2\2", 1, "VALID"), TypeError, r"^ksize\[0\] must be an int, got b'"),
+    (lambda: flax.max_pool(IMAGE, b"\2\2"), ValueError, r"^window_shape must have 1 to 3 elements, got b'"),
+    (
+        lambda: flax.max_pool(IMAGE, (2, 2), padding=b"\2\2"),
+        ValueError,
+        r"^padding must have 2 \(low, high\) pairs, got b",
+    ),
+    (
+        lambda: flax.max_pool(IMAGE, (2, 2), padding=[b"\1\1"] * 2),
+        TypeError,
+        r"^padding\[0\] must be a sequence of 2 ints",
+    ),
+    (
+        lambda: onnx.max_pool(SMALL, np.array(2)),
+        TypeError,
+        r"^kernel_shape must be a sequence of 2 ints, got array\(2\)",
+    ),
+    (lambda: onnx.max_pool(SMALL, [2, 2], strides=np.array(2)), TypeError, r"^strides must be a sequence of 2 ints"),
+    (
+        lambda: tf.max_pool(IMAGE, 2, 1, np.array(2)),
+        ValueError,
+        r"^padding must have 4 \(low, high\) pairs, got array\(2\)",
+    ),
+    (lambda: flax.max_pool(IMAGE, np.array(2)), ValueError, r"^window_shape must have 1 to 3 elements, got array\(2\)"),
+    (
+        lambda: flax.max_pool(IMAGE, (2, 2), padding=np.array(2)),
+        ValueError,
+        r"^padding must have 2 \(low, high\) pairs",
+    ),
+    (lambda: onnx.max_pool(SMALL, [2, 2], ceil_mode=1.0), ValueError, r"^ceil_mode must be one of 0, 1, got 1.0"),
+    (
+        lambda: onnx.max_pool(SMALL, [2, 2], storage_order=1.0),
+        ValueError,
+        r"^storage_order must be one of 0, 1, got 1.0",
+    ),
+    (lambda: onnx.average_pool(SMALL, [2, 2], count_include_pad=1.0), ValueError, r"^count_include_pad must be one of"),
+    (lambda: onnx.max_pool(SMALL, [2, 2], ceil_mode=TWO), ValueError, r"^ceil_mode must be one of 0, 1, got array"),
+    (
+        lambda: onnx.max_pool(SMALL, [2, 2], storage_order=TWO),
+        ValueError,
+        r"^storage_order must be one of 0, 1, got array",
+    ),
+    (
+        lambda: onnx.average_pool(SMALL, [2, 2], count_include_pad=TWO),
+        ValueError,
+        r"^count_include_pad must be one of 0",
+    ),
+    (
+        lambda: onnx.max_pool(SMALL, [2, 2], auto_pad=TWO),
+        ValueError,
+        r"^auto_pad must be one of 'NOTSET', .* got array",
+    ),
+    (
+        lambda: tf.max_pool(IMAGE, 2, 2, "SAME", TWO),
+        ValueError,
+        r"^data_format must be one of 'NHWC', 'NCHW', got array",
+    ),
+    (lambda: tf.pool(IMAGE, [2, 2], TWO), ValueError, r"^pooling_type must be one of 'AVG', 'MAX', got array"),
+    # the framework's names, and no advice to give what its functions do not take
+    (lambda: onnx.lp_pool(SMALL, [2, 2], p="2"), TypeError, r"^p must be a number, got '2'"),
+    (lambda: onnx.global_lp_pool(SMALL, p=-1), ValueError, r"^p must be > 0, got -1"),
+    (lambda: onnx.max_pool(SMALL, [5, 5]), ValueError, r"^kernel_shape must fit the input"),
+    (
+        lambda: onnx.max_pool(SMALL, [2, 2], pads=[2] * 4),
+        ValueError,
+        r"^pads must leave every window some input: window 0",
+    ),
+    (lambda: onnx.max_pool(SMALL, [2, 2], strides=[1, 2**40]), ValueError, r"^strides must be below 2\*\*40"),
+    (
+        lambda: onnx.max_pool(SMALL, [2, 2], dilations=[1, 2**40]),
+        ValueError,
+        r"^dilations must keep the span of a window",
+    ),
+    (lambda: tf.max_pool(IMAGE, 5, 2, "VALID"), ValueError, r"^ksize must fit .*\(input: \(1, 4, 4, 2\)\)$"),
+    (lambda: tf.pool(IMAGE, [5, 5], "MAX"), ValueError, r"^window_shape must fit .*\(input: \(1, 4, 4, 2\)\)$"),
+    (lambda: tf.max_pool_with_argmax(IMAGE, 5, 2, "VALID"), ValueError, r"^ksize must fit"),
+    (
+        lambda: tf.max_pool(IMAGE, 2, 2, [[0, 0], [2, 2], [2, 2], [0, 0]]),
+        ValueError,
+        r"^padding must leave every window some input: window 0 has none, got \(2, 2\)",
+    ),
+    (lambda: tf.max_pool(None, 2, 2, "SAME"), TypeError, r"^input must be a NumPy array"),
+    (lambda: flax.max_pool(IMAGE, (5, 5)), ValueError, r"^window_shape must fit .*\(inputs: \(1, 4, 4, 2\)\)$"),
+    (
+        lambda: flax.max_pool(np.ones(4), (2,)),
+        ValueError,
+        r"^inputs must have 2 dimensions or more, .* got 1 \(inputs: ",
+    ),
+    (lambda: onnx.global_lp_pool(NOTHING), ValueError, r"^x.shape along pooled axis 0 must be >= 1, got 0 \(x: "),
+    (lambda: onnx.global_max_pool(NOTHING), ValueError, r"^x.shape along pooled axis 0 must be >= 1, got 0 \(x: "),
+    (lambda: onnx.global_average_pool(NOTHING), ValueError, r"^x.shape along pooled axis 0 must be >= 1, got 0 \(x: "),
+    (lambda: onnx.global_max_pool(NOTHING[0]), ValueError, r"^x must be \(N, C, D1, …\), got 2 dimensions"),
+    # gradients and explanations say the same
+    (lambda: ap.vjp(onnx.lp_pool, SMALL, [2, 2], p=0), ValueError, r"^p must be > 0, got 0"),
+    (lambda: ap.explain(onnx.max_pool, SMALL, [5, 5]), ValueError, r"^kernel_shape must fit the input"),
+    (lambda: ap.vjp(onnx.max_unpool, SMALL, SMALL, [2, 2]), TypeError, r"^indices must be integers"),
+    (
+        lambda: ap.vjp(onnx.max_unpool, SMALL, PLACES + 50, [2, 2]),
+        ValueError,
+        r"\[0, 50\), got .*\(x: \(1, 2, 4, 4\)\)$",
+    ),
+    (
+        lambda: ap.explain(onnx.max_unpool, SMALL, PLACES + 50, [2, 2]),
+        ValueError,
+        r"\[0, 50\), got .*\(x: \(1, 2, 4, 4\)",
+    ),
+    # signatures
+    (lambda: onnx.max_pool(SMALL, [2, 2], weights=1), TypeError, r"^max_pool\(\) got an unexpected .* 'weights'"),
+    (
+        lambda: ap.vjp(onnx.max_unpool, SMALL, PLACES, [2, 2], mask=1),
+        TypeError,
+        r"^max_unpool\(\) got an unexp.* 'mask'",
+    ),
+    (lambda: ap.vjp(tf.pool, SMALL, [2, 2]), TypeError, r"^pool\(\) missing a required argument: 'pooling_type'"),
+    # unpooling nothing checks as much as unpooling something; sizes are those of output_shape
+    (lambda: onnx.max_unpool(NONE.astype("M8[s]"), NONE.astype("U1"), [2]), TypeError, r"^x must be bool, integer, "),
+    (lambda: onnx.max_unpool(NONE, NONE.astype("U1"), [2]), TypeError, r"^indices must be integers, got dtype <U1"),
+    (
+        lambda: onnx.max_unpool(NONE, NONE, [2]),
+        TypeError,
+        r"^indices must be integers, got dtype float64 \(x: \(0, 1, 2\)",
+    ),
+    (
+        lambda: onnx.max_unpool(SMALL, PLACES, [2, 2], output_shape=[1, 2, 2**40, 2**40]),
+        ValueError,
+        r"^output_shape must give fewer than 2\*\*59 elements, got \[1, 2, 1099511627776, 1099511627776\]",
+    ),
+    (
+        lambda: onnx.max_unpool(SMALL, PLACES, [2**40] * 2),
+        ValueError,
+        r"^kernel_shape must give fewer than 2\*\*59 elements",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), BAD)
 def test_bad_argument(call, kind, message):
-    with pytest.raises(kind, match=message):
+    with pytest.raises(kind, match=message) as caught:
         call()
+    assert type(caught.value) is kind
+    assert "empty=" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.ones((30, 30)), "a\nb", [["a\nb" * 99]]], ids=["array", "text", "list"])
+def test_messages_have_one_line(value):
+    calls = (
+        lambda: onnx.max_pool(SMALL, value),
+        lambda: onnx.max_pool(SMALL, [2, 2], auto_pad=value),
+        lambda: onnx.max_pool(SMALL, [2, 2], ceil_mode=value),
+        lambda: tf.max_pool(IMAGE, value, 2, "SAME"),
+        lambda: tf.max_pool(IMAGE, 2, 2, value),
+        lambda: tf.max_pool_with_argmax(IMAGE, 2, 2, "SAME", "NHWC", value),
+        lambda: flax.max_pool(IMAGE, value),
+        lambda: flax.max_pool(IMAGE, (2, 2), padding=value),
+    )
+    for call in calls:
+        with pytest.raises((ValueError, TypeError)) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 300
+
+
+def test_arrays_without_an_axis_are_one_size_where_one_size_is_taken():
+    assert np.array_equal(tf.max_pool(IMAGE, np.array(2), 1, "SAME"), tf.max_pool(IMAGE, 2, 1, "SAME"))
 
 
 # ------------------------------------------------------------- what they share with other functions
@@ -416,6 +578,38 @@ def test_tensors_unpool_and_have_gradients():
     back.sum().backward()
     assert torch.equal(x.grad, (back != 0).float())
     assert flax.avg_pool(torch.ones(3, 1, dtype=torch.int8), (2,)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("arguments", [{}, {"output_shape": (2, 3, 7, 8)}], ids=["inferred", "given"])
+def test_unpooling_has_gradients_and_explanations(arguments):
+    x = cases.rng(11).permutation(2 * 3 * 6 * 8).reshape(2, 3, 6, 8).astype(np.float64)
+    pooled, places = onnx.max_pool(x, [2, 2], strides=[2, 2], return_indices=True)
+    back = onnx.max_unpool(pooled, places, [2, 2], strides=[2, 2], **arguments)
+    y, pullback = ap.vjp(onnx.max_unpool, pooled, places, [2, 2], strides=[2, 2], **arguments)
+    assert np.array_equal(y, back)
+    g = cases.rng(12).random(y.shape)
+    expected = g.ravel()[places]
+    assert np.array_equal(pullback(g), expected)
+    out = np.full_like(pooled, np.nan)
+    assert pullback(g, out=out) is out
+    assert np.array_equal(out, expected)
+    with pytest.raises(ValueError, match=r"grad_y must have the result's shape"):
+        pullback(g[0])
+    explained = ap.explain(onnx.max_unpool, pooled, places, [2, 2], strides=[2, 2], **arguments)
+    assert (explained.input_shape, explained.output_shape, explained.backend) == (pooled.shape, y.shape, "numpy")
+    if torch is not None:
+        t, ti = torch.from_numpy(pooled), torch.from_numpy(places)
+        ty, pullback = ap.vjp(onnx.max_unpool, t, ti, [2, 2], strides=[2, 2], **arguments)
+        assert np.array_equal(ty.numpy(), y)
+        assert np.array_equal(pullback(torch.from_numpy(g)).numpy(), expected)
+        explained = ap.explain(onnx.max_unpool, t, ti, [2, 2], strides=[2, 2], **arguments)
+        assert (explained.output_shape, explained.backend) == (y.shape, "pytorch")
+
+
+def test_unpooling_nothing_has_a_gradient():
+    y, pullback = ap.vjp(onnx.max_unpool, NONE, NONE.astype(int), [2])
+    assert (y.shape, pullback(y).shape) == ((0, 1, 3), (0, 1, 2))
+    assert onnx.max_unpool(NONE, NONE.astype(int), [2], output_shape=[1, 1, 4]).tolist() == [[[0, 0, 0, 0]]]
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)

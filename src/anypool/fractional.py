@@ -92,7 +92,7 @@ def _generator(rng: Any, where: str) -> np.random.Generator:
     return np.random.default_rng(size_argument("rng", rng, where, at_least=0))
 
 
-class _Planes:
+class Planes:
     """The passes of one call: for each channel of each image, its own windows."""
 
     def __init__(
@@ -153,7 +153,7 @@ def _make(rank: int) -> Callable[..., Any]:
             return tensors().fractional(
                 rank, x, kernel_size, output_size, output_ratio, return_indices, _random_samples, rng
             )
-        planes = _Planes(rank, x, kernel_size, output_size, output_ratio, _random_samples, rng)
+        planes = Planes(rank, x, kernel_size, output_size, output_ratio, _random_samples, rng)
         if not flag_argument("return_indices", return_indices, planes.where):
             return planes.run(None, None)
         indices = planes.outputs(np.int64)
@@ -167,7 +167,7 @@ def _make(rank: int) -> Callable[..., Any]:
                 fractional_max_pool, x, kernel_size, output_size, output_ratio, return_indices, _random_samples, rng=rng
             )
             return pulled
-        planes = _Planes(rank, x, kernel_size, output_size, output_ratio, _random_samples, rng)
+        planes = Planes(rank, x, kernel_size, output_size, output_ratio, _random_samples, rng)
         if not is_float(planes.x.dtype):
             raise TypeError(f"vjp needs floating-point x, got {planes.x.dtype} (x: {planes.x.shape})")
         taps = math.prod(planes.kernel)
@@ -189,7 +189,7 @@ def _make(rank: int) -> Callable[..., Any]:
     return fractional_max_pool
 
 
-def _indices(planes: _Planes) -> Array:
+def _indices(planes: Planes) -> Array:
     indices = planes.outputs(np.int64)
     planes.run("index", indices)
     return indices

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anypool import operation
+from anypool.arguments import refuse_misfit
 from anypool.operation import Call, Description, Selection, as_array, run
 
 Array = npt.NDArray[Any]
@@ -84,51 +85,54 @@ def _document(text: str, rank: int, examples: tuple[str, ...], *, indices: bool,
     return text
 
 
-def _ranked(build: Callable[Concatenate[int, P], Call], rank: int, examples: tuple[str, ...], *,
-            indices: bool = False) -> Callable[P, Any]:  # fmt: skip
-    """Return the public function of one rank; ``function.call`` builds its call without running it."""
-    name = f"{build.__name__.strip('_')}{rank}d"
-
-    call = functools.partial(build, rank)
+def _function_of(call: Callable[P, Call]) -> Callable[P, Any]:
+    """Return the function that runs a call, which ``function.call`` builds without running it."""
 
     def function(*args: P.args, **kwargs: P.kwargs) -> Any:
-        if operation.quick is not None and args and type(args[0]) is not np.ndarray:
-            result = operation.quick(call, args, kwargs)
-            if result is not NotImplemented:
-                return result
-        return run(build(rank, *args, **kwargs))
+        try:
+            if operation.quick is not None and args and type(args[0]) is not np.ndarray:
+                result = operation.quick(call, args, kwargs)
+                if result is not NotImplemented:
+                    return result
+            return run(call(*args, **kwargs))
+        except TypeError:
+            refuse_misfit(function, args, kwargs)
+            raise
 
+    function.call = call  # type: ignore[attr-defined]
+    return function
+
+
+def _ranked(build: Callable[Concatenate[int, P], Call], rank: int, examples: tuple[str, ...], *,
+            indices: bool = False) -> Callable[P, Any]:  # fmt: skip
+    """Return the public function of one rank."""
+    function: Callable[P, Any] = _function_of(functools.partial(build, rank))
     signature = inspect.signature(build)
     function.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
-    function.__name__ = function.__qualname__ = name
+    function.__name__ = function.__qualname__ = f"{build.__name__.strip('_')}{rank}d"
     function.__module__ = "anypool"
     weighs = "weights" in signature.parameters
     function.__doc__ = _document(build.__doc__ or "", rank, examples, indices=indices, weighs=weighs)
-    function.call = call  # type: ignore[attr-defined]
     return function
 
 
 def public(build: Callable[P, Call], module: str = "anypool") -> Callable[P, Any]:
     """Return the public function of a call that has no rank in its name."""
-
-    def function(*args: P.args, **kwargs: P.kwargs) -> Any:
-        if operation.quick is not None and args and type(args[0]) is not np.ndarray:
-            result = operation.quick(build, args, kwargs)
-            if result is not NotImplemented:
-                return result
-        return run(build(*args, **kwargs))
-
+    function = _function_of(build)
     functools.update_wrapper(function, build)
     function.__name__ = function.__qualname__ = build.__name__.strip("_")
     function.__module__ = module
-    function.call = build  # type: ignore[attr-defined]
     return function
+
+
+def _propagates(nan: Any) -> bool:
+    return isinstance(nan, str) and nan == "propagate"  # an array has no one answer to ==
 
 
 def _call(x: Any, what: Description, out: Any, mask: Any, weights: Any, nan: Any, empty: Any,
           return_valid: Any) -> Call:  # fmt: skip
     array = as_array(x)
-    if mask is None and weights is None and nan == "propagate" and empty is None and return_valid is False:
+    if mask is None and weights is None and empty is None and return_valid is False and _propagates(nan):
         return Call(array, what, out)
     if empty is not None:
         what = what._replace(may_be_empty=True)

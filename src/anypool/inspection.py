@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from anypool import selection
-from anypool.arguments import shown
+import numpy as np
+
+from anypool import fractional, selection, unpooling
+from anypool.arguments import flag_argument, refuse_misfit, shown
 from anypool.backends import select
-from anypool.operation import Call, compared, differentiate, is_tensor, resolve, tensors
-from anypool.windows import Sliding, Windows
+from anypool.operation import Call, as_array, compared, differentiate, is_tensor, resolve, tensors
+from anypool.windows import Sliding, Windows, placed
 
 
-def _call_of(fn: Any, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    build = getattr(fn, "call", None)
-    if build is None:
-        raise TypeError(f"fn must be a pooling function of anypool, got {shown(fn)}")
-    call: Call = build(x, *args, **kwargs)
-    return call
+def _looked_at(fn: Any, own: str, by_call: Callable[[Call], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what a function's own attribute gives for its arguments, or else what its call does."""
+    special, build = getattr(fn, own, None), getattr(fn, "call", None)
+    try:
+        if special is not None:
+            return special(*args, **kwargs)
+        if build is not None:
+            return by_call(build(*args, **kwargs))
+    except TypeError:
+        refuse_misfit(fn, args, kwargs)
+        raise
+    raise TypeError(f"fn must be a pooling function of anypool, got {shown(fn)}")
 
 
 def vjp(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -59,11 +69,8 @@ def vjp(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> tuple[Any,
     >>> pullback(np.ones_like(y))
     array([[0., 1., 0., 1.]])
     """
-    own = getattr(fn, "differentiate", None)
-    if own is not None:
-        result: tuple[Any, Callable[[Any], Any]] = own(x, *args, **kwargs)
-        return result
-    return differentiate(_call_of(fn, x, args, kwargs))
+    found: tuple[Any, Callable[[Any], Any]] = _looked_at(fn, "differentiate", differentiate, (x, *args), kwargs)
+    return found
 
 
 @dataclass(frozen=True)
@@ -150,10 +157,10 @@ def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
       backend  native (...)
       memory   168 bytes read and written, at least
     """
-    own = getattr(fn, "explain", None)
-    if own is not None:
-        return own(x, *args, **kwargs)
-    call = _call_of(fn, x, args, kwargs)
+    return _looked_at(fn, "explain", _explained, (x, *args), kwargs)
+
+
+def _explained(call: Call) -> Explanation:
     array: Any = call.x
     if is_tensor(array):
         backend, description, notes = tensors().plan_of(array, call.what)
@@ -186,3 +193,111 @@ def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
         notes=tuple(notes),
         **description,
     )
+
+
+# ---- the functions that are no reduction over windows of all planes alike --------------------------------------------
+
+
+def _dtype_name(x: Any) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def explained_unpooling(x: Any, shape: tuple[int, ...], windows: Windows, rank: int) -> Explanation:
+    """Return what puts the values of x, whose arguments have been checked, into a result of this shape.
+
+    The windows are those of the pooling that is undone, ``rank`` how many axes positions count through.
+    """
+    name, itemsize, notes = _dtype_name(x), int(x.dtype.itemsize), ["the windows are those of the pooling it undoes"]
+    described: dict[str, Any]
+    if not is_tensor(x):
+        described = {"backend": "numpy", "kernel": "numpy.put_along_axis", "isa": "NumPy", "threads": 1}
+    elif x.device.type == "cpu" and x.is_floating_point():
+        kernel = f"torch.nn.functional.max_unpool{rank}d"
+        described = {"backend": "pytorch", "kernel": kernel, "isa": "cpu", "threads": 0}
+        notes.append("torch operations instead, if indices are equal or algorithms must be deterministic")
+    else:
+        described = {"backend": "torch", "kernel": "torch operations", "isa": x.device.type, "threads": 0}
+    return Explanation(
+        reduction="max_unpool",
+        formula="y[indices] = x, 0 elsewhere",
+        input_shape=tuple(x.shape),
+        output_shape=shape,
+        dtype=name,
+        accumulator=name,
+        result_dtype=name,
+        axes=tuple(range(len(shape) - len(windows.axes), len(shape))),
+        windows=windows,
+        bytes_moved=math.prod(x.shape) * (itemsize + 8) + math.prod(shape) * itemsize,
+        notes=tuple(notes),
+        **described,
+    )
+
+
+def _explain_unpooling(rank: int, x: Any, indices: Any, kernel_size: Any, stride: Any = None, padding: Any = 0,
+                       output_size: Any = None) -> Explanation:  # fmt: skip
+    arguments = (kernel_size, stride, padding, output_size)
+    x = as_array(x)
+    if not is_tensor(x):
+        unpooling.prepare(rank, x, indices, *arguments)
+    else:
+        places = indices.detach() if is_tensor(indices) else indices
+        on_meta = places.to("meta") if is_tensor(places) else places
+        tensors().unpool(rank, x.detach().to("meta"), on_meta, *arguments)
+        if places.device.type == "cpu":
+            unpooling.prepare(rank, np.broadcast_to(np.int8(0), tuple(x.shape)), places.numpy(), *arguments)
+    kernel, strides, pads, sizes = unpooling.geometry(rank, x, *arguments)
+    windows = Windows(tuple(
+        Sliding(size, n, k, 1, s, p, p)
+        for size, n, k, s, p in zip(sizes, x.shape[-rank:], kernel, strides, pads, strict=True)
+    ))  # fmt: skip
+    return explained_unpooling(x, (*x.shape[:-rank], *sizes), windows, rank)
+
+
+def _explain_fractional(rank: int, x: Any, kernel_size: Any, output_size: Any = None, output_ratio: Any = None,
+                        return_indices: Any = False, _random_samples: Any = None, *,
+                        rng: Any = None) -> Explanation:  # fmt: skip
+    x = as_array(x)
+    name = _dtype_name(x)
+    arguments = (kernel_size, output_size, output_ratio)
+    kernel, sizes = fractional.geometry(rank, x, *arguments)
+    shape = (*x.shape[:-rank], *sizes)
+    indexed = flag_argument("return_indices", return_indices, f"x: {tuple(x.shape)}")
+    notes = ["every plane has windows of its own"]
+    described: dict[str, Any]
+    if is_tensor(x):
+        samples = _random_samples.to("meta") if is_tensor(_random_samples) else _random_samples
+        tensors().fractional(rank, x.detach().to("meta"), *arguments, indexed, samples, rng)
+        middle = [fractional.starts(n, o, k, np.float64(0.5))
+                  for n, o, k in zip(x.shape[-rank:], sizes, kernel, strict=True)]  # fmt: skip
+        windows, accumulator = placed(x.shape[-rank:], middle, kernel), name
+        kernel_name = f"torch.nn.functional.fractional_max_pool{rank}d"
+        described = {"backend": "pytorch", "kernel": kernel_name, "isa": x.device.type, "threads": 0}
+    else:
+        unused = copy.deepcopy(rng) if isinstance(rng, (np.random.Generator, np.random.BitGenerator)) else rng
+        planes = fractional.Planes(rank, x, *arguments, _random_samples, unused)
+        if math.prod(x.shape[:-rank]) == 0:  # no plane to look at: one that there could be
+            planes = fractional.Planes(rank, np.empty((1, *x.shape[-rank:]), x.dtype), *arguments, None, 0)
+        plane, job = next(planes.passes("index" if indexed else None))
+        chosen, reasons = select(job, planes.x[plane])
+        described = {"backend": chosen.name, **chosen.describe(job, planes.x[plane])}
+        windows, accumulator, notes = job.windows, job.accumulator.name, [*reasons, *notes]
+    return Explanation(
+        reduction="max",
+        formula="max(x)",
+        input_shape=tuple(x.shape),
+        output_shape=shape,
+        dtype=name,
+        accumulator=accumulator,
+        result_dtype=name,
+        axes=tuple(range(x.ndim - rank, x.ndim)),
+        windows=windows,
+        bytes_moved=math.prod(x.shape) * x.dtype.itemsize + math.prod(shape) * (x.dtype.itemsize + 8 * indexed),
+        notes=tuple(notes),
+        **described,
+    )
+
+
+for _rank, _function in enumerate((unpooling.max_unpool1d, unpooling.max_unpool2d, unpooling.max_unpool3d), 1):
+    _function.explain = functools.partial(_explain_unpooling, _rank)  # type: ignore[attr-defined]
+for _rank, _function in enumerate((fractional.fractional_max_pool2d, fractional.fractional_max_pool3d), 2):
+    _function.explain = functools.partial(_explain_fractional, _rank)  # type: ignore[attr-defined]

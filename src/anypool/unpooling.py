@@ -50,7 +50,7 @@ def geometry(
     return kernel, strides, pads, tuple(sizes)
 
 
-def _prepare(rank: int, x: Any, indices: Any, kernel_size: Any, stride: Any, padding: Any,
+def prepare(rank: int, x: Any, indices: Any, kernel_size: Any, stride: Any, padding: Any,
              output_size: Any) -> tuple[Array, Array, tuple[int, ...]]:  # fmt: skip
     x = as_array(x)
     check_dtype(x.dtype, f"x: {x.shape}")
@@ -103,13 +103,13 @@ def _make(rank: int) -> Callable[..., Any]:
     ) -> Any:
         if is_tensor(x):
             return tensors().unpool(rank, x, indices, kernel_size, stride, padding, output_size)
-        return _unpool(*_prepare(rank, x, indices, kernel_size, stride, padding, output_size))
+        return _unpool(*prepare(rank, x, indices, kernel_size, stride, padding, output_size))
 
     def differentiate(x: Any, indices: Any, *args: Any, **kwargs: Any) -> tuple[Array, Callable[[Any], Array]]:
         if is_tensor(x):
             pulled: tuple[Any, Callable[[Any], Any]] = tensors().pulled(max_unpool, x, indices, *args, **kwargs)
             return pulled
-        x, places, sizes = _prepare(rank, x, indices, *_arguments(*args, **kwargs))
+        x, places, sizes = prepare(rank, x, indices, *_arguments(*args, **kwargs))
         if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
             raise TypeError(f"vjp needs floating-point x, got {x.dtype} (x: {x.shape})")
         y = _unpool(x, places, sizes)

@@ -6,14 +6,12 @@ semantics is Flax's own code (linen/pooling.py) over ``jax.lax.reduce_window``.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from anypool import functional
-from anypool.compat.arguments import choice, integers, pairs
+from anypool.arguments import is_sequence, shown
+from anypool.compat.arguments import choice, in_words, integers, pairs
 from anypool.functional import pool
 from anypool.operation import Call, as_array, is_tensor
 from anypool.reductions import is_float
@@ -22,15 +20,17 @@ __all__ = ["avg_pool", "max_pool", "min_pool"]
 
 _PADDING = {"VALID": "valid", "SAME": "same", "SAME_LOWER": "same_lower"}
 
-_public = functools.partial(functional.public, module=__name__)
+_public = in_words(__name__, x="inputs", kernel_size="window_shape", stride="strides")
 
 
 def _pooled(inputs: Any, reduction: str, window_shape: Any, strides: Any, padding: Any, **options: Any) -> Call:
     x = as_array(inputs)
     where = f"inputs: {tuple(x.shape)}"
-    rank = len(window_shape) if isinstance(window_shape, Sequence | np.ndarray) else 0
+    if x.ndim < 2:
+        raise ValueError(f"inputs must have 2 dimensions or more, the last for channels, got {x.ndim} ({where})")
+    rank = len(window_shape) if is_sequence(window_shape) else 0
     if not 1 <= rank < x.ndim:
-        raise ValueError(f"window_shape must have 1 to {x.ndim - 1} elements, got {window_shape!r} ({where})")
+        raise ValueError(f"window_shape must have 1 to {x.ndim - 1} elements, got {shown(window_shape)} ({where})")
     if isinstance(padding, str):
         pads: Any = _PADDING[choice("padding", padding.upper(), tuple(_PADDING), where)]
     else:

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from anypool import functional
-from anypool.compat.arguments import Counting, beside, choice, counted, integers
+from anypool.arguments import array_argument, shown
+from anypool.compat.arguments import Counting, beside, choice, counted, in_words, integers
 from anypool.functional import pool
-from anypool.operation import Call, as_array
+from anypool.inspection import Explanation, explain, explained_unpooling, vjp
+from anypool.limits import require
+from anypool.operation import Call, Description, as_array, is_tensor, pullback_of, tensors
 from anypool.unpooling import max_unpool1d
+from anypool.windows import Sliding, Windows
 
 __all__ = [
     "average_pool",
@@ -32,13 +36,26 @@ __all__ = [
 
 _AUTO_PAD = {"SAME_UPPER": "same", "SAME_LOWER": "same_lower", "VALID": "valid"}
 
-_public = functools.partial(functional.public, module=__name__)
+_WORDS = {
+    "kernel_size": "kernel_shape",
+    "stride": "strides",
+    "padding": "pads",
+    "dilation": "dilations",
+    "norm_type": "p",
+}
+_public = in_words(__name__, **_WORDS)
 
 
 def _spatial_rank(x: Any, where: str) -> int:
     if x.ndim < 3:
         raise ValueError(f"x must be (N, C, D1, …), got {x.ndim} dimensions ({where})")
     return int(x.ndim) - 2
+
+
+def _planes(x: Any) -> Any:
+    x = as_array(x)
+    _spatial_rank(x, f"x: {tuple(x.shape)}")
+    return x
 
 
 def _ints(name: str, value: Any, count: int, default: int, where: str, *, at_least: int) -> tuple[int, ...]:
@@ -53,7 +70,7 @@ def _windows(x: Any, kernel_shape: Any, strides: Any, pads: Any, dilations: Any,
     sides = _ints("pads", pads, 2 * rank, 0, where, at_least=0)
     choice("auto_pad", auto_pad, ("NOTSET", *_AUTO_PAD), where)
     if auto_pad != "NOTSET" and any(sides):
-        raise ValueError(f"pads must not be given with auto_pad={auto_pad!r}, got {pads!r} ({where})")
+        raise ValueError(f"pads must not be given with auto_pad={auto_pad!r}, got {shown(pads)} ({where})")
     ceil = bool(choice("ceil_mode", ceil_mode, (0, 1), where))
     return {
         "kernel_size": integers("kernel_shape", kernel_shape, rank, where, at_least=1),
@@ -83,7 +100,7 @@ def _counting(shape: Sequence[int], storage_order: int) -> Counting:
     return count
 
 
-@counted
+@counted(**_WORDS)
 def max_pool(x: Any, kernel_shape: Any, *, strides: Any = None, pads: Any = None, dilations: Any = None,
              auto_pad: str = "NOTSET", ceil_mode: int = 0, storage_order: int = 0,
              return_indices: bool = False) -> tuple[Call, Counting]:  # fmt: skip
@@ -226,7 +243,7 @@ def global_average_pool(x: Any) -> Call:
     >>> onnx.global_average_pool([[[1.0, 2.0, 6.0]]]).tolist()
     [[[3.0]]]
     """
-    return functional.global_avg_pool.call(x)  # type: ignore[attr-defined,no-any-return]
+    return functional.global_avg_pool.call(_planes(x))  # type: ignore[attr-defined,no-any-return]
 
 
 @_public
@@ -239,7 +256,7 @@ def global_max_pool(x: Any) -> Call:
     >>> onnx.global_max_pool([[[1.0, 2.0, 6.0]]]).tolist()
     [[[6.0]]]
     """
-    return functional.global_max_pool.call(x)  # type: ignore[attr-defined,no-any-return]
+    return functional.global_max_pool.call(_planes(x))  # type: ignore[attr-defined,no-any-return]
 
 
 @_public
@@ -252,9 +269,60 @@ def global_lp_pool(x: Any, *, p: float = 2) -> Call:
     >>> onnx.global_lp_pool([[[3.0, 0.0, -4.0]]]).tolist()
     [[[5.0]]]
     """
+    return Call(_planes(x), Description("global_lp_pool", "lp", "global", (), None, parameter=p))
+
+
+class _Unpooling(NamedTuple):
+    """A checked unpooling. Positions count through the whole tensor, so it is one row, of a kernel that makes it as
+    long as the result.
+    """
+
+    x: Any
+    row: Any
+    places: Any
+    kernel: int
+    shape: tuple[int, ...]
+    pooling: tuple[tuple[int, ...], ...]  # that is undone: kernel, stride, padding before and behind, on each axis
+
+
+def _unpooling(x: Any, indices: Any, kernel_shape: Any, *, strides: Any = None, pads: Any = None,
+               output_shape: Any = None) -> _Unpooling:  # fmt: skip
     x = as_array(x)
-    rank = _spatial_rank(x, f"x: {tuple(x.shape)}")
-    return pool.call(x, "lp", tuple(x.shape[2:]), axes=tuple(range(2, rank + 2)), norm_type=p)  # type: ignore[attr-defined,no-any-return]
+    where = f"x: {tuple(x.shape)}"
+    rank = _spatial_rank(x, where)
+    kernel = integers("kernel_shape", kernel_shape, rank, where, at_least=1)
+    steps = _ints("strides", strides, rank, 1, where, at_least=1)
+    sides = _ints("pads", pads, 2 * rank, 0, where, at_least=0)
+    lows, highs = sides[:rank], sides[rank:]
+    if output_shape is None:
+        sizes = zip(x.shape[2:], steps, kernel, lows, highs, strict=True)
+        shape = (*x.shape[:2], *((n - 1) * s + k - lo - hi for n, s, k, lo, hi in sizes))
+        if min(shape[2:]) < 1:
+            raise ValueError(f"pads must leave an output, got {shown(pads)} for shape {shape} ({where})")
+    else:
+        shape = integers("output_shape", output_shape, rank + 2, where, at_least=0)
+    places = indices if is_tensor(indices) and is_tensor(x) else array_argument("indices", indices, where)
+    if tuple(places.shape) != tuple(x.shape):
+        raise ValueError(f"indices must have the shape of x, got {tuple(places.shape)} ({where})")
+    n, total = math.prod(x.shape), math.prod(shape)
+    if total < n:
+        raise ValueError(f"the result must have as many elements as x or more, got shape {shape} ({where})")
+    if total >= 2**59:
+        name, given = ("kernel_shape", kernel_shape) if output_shape is None else ("output_shape", output_shape)
+        raise ValueError(f"{name} must give fewer than 2**59 elements, got {shown(given)} for shape {shape} ({where})")
+    require(total * x.dtype.itemsize, f"the result of shape {shape}", where)
+    row = (1, n) if total else (0, 1)  # nothing, too, is checked by max_unpool1d, which gives no empty rows
+    pooling = kernel, steps, lows, highs
+    return _Unpooling(x, x.reshape(row), places.reshape(row), total - n + 1, shape, pooling)
+
+
+def _of_row(function: Callable[..., Any], of: _Unpooling) -> Any:
+    """Call a function of `anypool.max_unpool1d`; its errors are about x, which it does not know."""
+    try:
+        return function(of.row, of.places, of.kernel, 1)
+    except (ValueError, TypeError) as error:
+        error.args = (str(error).replace(f"(x: {tuple(of.row.shape)})", f"(x: {tuple(of.x.shape)})"),)
+        raise
 
 
 def max_unpool(x: Any, indices: Any, kernel_shape: Any, *, strides: Any = None, pads: Any = None,
@@ -292,26 +360,33 @@ def max_unpool(x: Any, indices: Any, kernel_shape: Any, *, strides: Any = None, 
     >>> onnx.max_unpool(y, indices, [2], strides=[2], output_shape=[1, 1, 5]).tolist()
     [[[0.0, 4.0, 3.0, 0.0, 0.0]]]
     """
-    x = as_array(x)
-    where = f"x: {tuple(x.shape)}"
-    rank = _spatial_rank(x, where)
-    kernel = integers("kernel_shape", kernel_shape, rank, where, at_least=1)
-    steps = _ints("strides", strides, rank, 1, where, at_least=1)
-    sides = _ints("pads", pads, 2 * rank, 0, where, at_least=0)
-    if output_shape is None:
-        sizes = zip(x.shape[2:], steps, kernel, sides[:rank], sides[rank:], strict=True)
-        shape = (*x.shape[:2], *((n - 1) * s + k - lo - hi for n, s, k, lo, hi in sizes))
-        if min(shape[2:]) < 1:
-            raise ValueError(f"pads must leave an output, got {pads!r} for shape {shape} ({where})")
-    else:
-        shape = integers("output_shape", output_shape, rank + 2, where, at_least=0)
-    if tuple(np.shape(indices)) != tuple(x.shape):
-        raise ValueError(f"indices must have the shape of x, got {tuple(np.shape(indices))} ({where})")
-    n, total = math.prod(x.shape), math.prod(shape)
-    if total < n:
-        raise ValueError(f"the result must have as many elements as x or more, got shape {shape} ({where})")
-    if total == 0:
-        return x.reshape(shape)
-    # Positions are counted through the whole tensor, so it is one row here; this kernel makes it as long as the result.
-    places = indices if hasattr(indices, "reshape") else np.asarray(indices)
-    return max_unpool1d(x.reshape(1, n), places.reshape(1, n), total - n + 1, 1).reshape(shape)
+    of = _unpooling(x, indices, kernel_shape, strides=strides, pads=pads, output_shape=output_shape)
+    return _of_row(max_unpool1d, of).reshape(of.shape)
+
+
+def _differentiate_unpooling(x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
+    if is_tensor(x):
+        pulled: tuple[Any, Callable[..., Any]] = tensors().pulled(max_unpool, x, *args, **kwargs)
+        return pulled
+    of = _unpooling(x, *args, **kwargs)
+    row, pullback = _of_row(functools.partial(vjp, max_unpool1d), of)
+
+    def gradient(g: Any, grad_x: Any) -> None:
+        grad_x[...] = pullback(g.reshape(row.shape)).reshape(grad_x.shape)
+
+    y = row.reshape(of.shape)
+    return y, pullback_of(of.x, y, gradient)
+
+
+def _explain_unpooling(*args: Any, **kwargs: Any) -> Explanation:
+    of = _unpooling(*args, **kwargs)
+    _of_row(functools.partial(explain, max_unpool1d), of)  # checks dtypes and indices
+    windows = Windows(tuple(
+        Sliding(size, n, k, 1, s, lo, hi)
+        for size, n, k, s, lo, hi in zip(of.shape[2:], of.x.shape[2:], *of.pooling, strict=True)
+    ))  # fmt: skip
+    return explained_unpooling(of.x, of.shape, windows, 1)
+
+
+max_unpool.differentiate = _differentiate_unpooling  # type: ignore[attr-defined]
+max_unpool.explain = _explain_unpooling  # type: ignore[attr-defined]

@@ -6,7 +6,6 @@ taken by all functions, not only where TensorFlow has a kernel for them.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from anypool import functional
-from anypool.compat.arguments import Counting, beside, choice, counted, integers, pairs
+from anypool.arguments import flag_argument, is_sequence, shown
+from anypool.compat.arguments import Counting, beside, choice, counted, in_words, integers, pairs
 from anypool.operation import Call, as_array
 
 __all__ = ["avg_pool", "max_pool", "max_pool_with_argmax", "pool"]
@@ -23,7 +23,8 @@ __all__ = ["avg_pool", "max_pool", "max_pool_with_argmax", "pool"]
 _FORMATS = {1: ("NWC", "NCW"), 2: ("NHWC", "NCHW"), 3: ("NDHWC", "NCDHW")}
 _PADDING = {"SAME": "same", "VALID": "valid"}
 
-_public = functools.partial(functional.public, module=__name__)
+_WORDS = {"x": "input", "stride": "strides", "padding": "padding", "dilation": "dilations"}
+_public = in_words(__name__, kernel_size="ksize", **_WORDS)
 
 
 def _axes(input: Any, data_format: Any, where: str) -> tuple[int, ...]:
@@ -39,14 +40,16 @@ def _per_axis(name: str, value: Any, axes: Sequence[int], where: str) -> tuple[i
     1 then.
     """
     rank = len(axes)
-    if not isinstance(value, Sequence | np.ndarray):
+    if not is_sequence(value):
         value = [value]
     if len(value) not in (1, rank, rank + 2):
-        raise ValueError(f"{name} must be an int or have 1, {rank} or {rank + 2} elements, got {value!r} ({where})")
+        raise ValueError(
+            f"{name} must be an int or have 1, {rank} or {rank + 2} elements, got {shown(value)} ({where})"
+        )
     given = integers(name, value, len(value), where, at_least=1)
     if len(given) == rank + 2:
         if any(given[a] != 1 for a in range(rank + 2) if a not in axes):
-            raise ValueError(f"{name} must be 1 for the batch and the channels, got {value!r} ({where})")
+            raise ValueError(f"{name} must be 1 for the batch and the channels, got {shown(value)} ({where})")
         return tuple(given[a] for a in axes)
     return given if len(given) == rank else given * rank
 
@@ -57,7 +60,7 @@ def _pads(padding: Any, axes: Sequence[int], where: str) -> Any:
     rank = len(axes)
     given = pairs("padding", padding, rank + 2, where)
     if any(given[a] != (0, 0) for a in range(rank + 2) if a not in axes):
-        raise ValueError(f"padding must be (0, 0) for the batch and the channels, got {padding!r} ({where})")
+        raise ValueError(f"padding must be (0, 0) for the batch and the channels, got {shown(padding)} ({where})")
     return tuple(given[a] for a in axes)
 
 
@@ -142,7 +145,7 @@ def avg_pool(input: Any, ksize: Any, strides: Any, padding: Any, data_format: st
     return _pooled(input, "mean", ("ksize", ksize), strides, padding, data_format)
 
 
-@_public
+@in_words(__name__, kernel_size="window_shape", **_WORDS)
 def pool(input: Any, window_shape: Any, pooling_type: str, strides: Any = None, padding: Any = "VALID",
          data_format: str | None = None, dilations: Any = None) -> Call:  # fmt: skip
     """``tf.nn.pool``: a mean or a maximum, with dilation.
@@ -183,7 +186,7 @@ def pool(input: Any, window_shape: Any, pooling_type: str, strides: Any = None, 
                    1 if dilations is None else dilations)  # fmt: skip
 
 
-@counted
+@counted(kernel_size="ksize", **_WORDS)
 def max_pool_with_argmax(input: Any, ksize: Any, strides: Any, padding: Any, data_format: str = "NHWC",
                          include_batch_in_index: bool = False) -> tuple[Call, Counting]:  # fmt: skip
     """``tf.nn.max_pool_with_argmax``: the largest value of every window, and where it is.
@@ -227,10 +230,9 @@ def max_pool_with_argmax(input: Any, ksize: Any, strides: Any, padding: Any, dat
     if x.ndim != 4:
         raise ValueError(f"input must have 4 dimensions, got {x.ndim} ({where})")
     choice("data_format", data_format, ("NHWC",), where)
-    if not isinstance(include_batch_in_index, (bool, np.bool_)):
-        raise TypeError(f"include_batch_in_index must be a bool, got {include_batch_in_index!r} ({where})")
+    through = flag_argument("include_batch_in_index", include_batch_in_index, where)
     images, channels = x.shape[0], x.shape[3]
-    image = math.prod(x.shape[1:]) if include_batch_in_index else 0
+    image = math.prod(x.shape[1:]) if through else 0
 
     def count(indices: Any) -> Any:
         first = np.arange(images).reshape(images, 1, 1, 1) * image + np.arange(channels)
