@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LEAST = 95.0  # per cent of lines
 
 # What measures memory, reads the objects of the other build, or limits the size of files: those of the counters, too.
-LEFT_OUT = ("--ignore=tests/test_memory.py", "--ignore=tests/test_symbols.py", "-k",
+LEFT_OUT = ("--ignore=tests/test_symbols.py", "-k",
             "not peak and not cannot_grow and not does_not_fit")  # fmt: skip
 
 SETTINGS = """

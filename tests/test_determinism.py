@@ -35,7 +35,8 @@ def _best() -> str:
     ).stdout.strip()
 
 
-SHARED = ("large", "tokens", "named")  # work that threads share; rows of "small" stay on one
+# Work that threads share; rows of "small" stay on one.
+SHARED = ("large", "tokens", "named", "masked", "windows", "compat")
 
 
 @functools.cache
@@ -85,7 +86,8 @@ def test_threads_and_levels_agree(isa, threads):
 
 @pytest.mark.parametrize("isa", levels())
 def test_layouts_agree(isa):
-    for results in (run(isa, 1, "small")["small"], run(isa, 2, *SHARED)["large"]):
+    shared = run(isa, 2, *SHARED)
+    for results in (run(isa, 1, "small")["small"], shared["large"], shared["masked"]):
         first = [name for name in results if name.endswith("channels_first")]
         different = [n for n in first if results[n] != results[n.replace("channels_first", "channels_last")]]
         assert first

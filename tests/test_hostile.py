@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import warnings
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import anypool as ap
 from anypool import cli, limits
 from anypool.arguments import shown
+from anypool.compat import flax, onnx, tf
 
 ALLOWED = (ValueError, TypeError, NotImplementedError, MemoryError)
 CYCLIC: list[Any] = []
@@ -52,6 +54,16 @@ def calls() -> dict[str, dict[str, Any]]:
             found[f"fractional_max_pool{rank}d"] = {"x": x, "kernel_size": 2, "output_size": 2}
     return found | {
         "pool": {"x": X[2], "reduction": "max", "kernel_size": 2},
+        "pool mean": {"x": X[2], "reduction": "mean", "kernel_size": 2},
+        "pool quantile": {"x": X[2], "reduction": "quantile", "kernel_size": 2, "q": 0.5},
+        "pool std": {"x": X[2], "reduction": "std", "kernel_size": 2},
+        "pool mode": {"x": X[2].astype(int), "reduction": "mode", "kernel_size": 2},
+        "pool stochastic": {
+            "x": X[2],
+            "reduction": "stochastic",
+            "kernel_size": 2,
+            "generator": np.random.default_rng(0),
+        },
         "global_avg_pool": {"x": X[2]},
         "global_max_pool": {"x": X[2]},
         "pool_tokens": {"x": X[1], "reduction": "mean"},
@@ -61,24 +73,59 @@ def calls() -> dict[str, dict[str, Any]]:
 
 OPTIONS = {
     "sliding": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-    "common": ("data_format", "dtype", "out"),
+    "common": ("data_format", "mask", "nan", "empty", "return_valid", "dtype", "out"),
     "tokens": ("mask", "lengths", "side", "offsets", "segment_ids", "num_segments", "spans", "exclude_prefix", "empty"),
 }
 NAMES = {
     "max_pool": (*OPTIONS["sliding"], "return_indices", *OPTIONS["common"]),
-    "avg_pool": (*OPTIONS["sliding"], "count_include_pad", "divisor_override", *OPTIONS["common"]),
+    "avg_pool": (*OPTIONS["sliding"], "count_include_pad", "divisor_override", "weights", *OPTIONS["common"]),
     "lp_pool": (*OPTIONS["sliding"], "norm_type", *OPTIONS["common"]),
-    "adaptive_avg_pool": ("output_size", *OPTIONS["common"]),
+    "adaptive_avg_pool": ("output_size", "weights", *OPTIONS["common"]),
     "adaptive_max_pool": ("output_size", "return_indices", *OPTIONS["common"]),
     "max_unpool": ("indices", "kernel_size", "stride", "padding", "output_size"),
     "fractional_max_pool": ("kernel_size", "output_size", "output_ratio", "return_indices", "_random_samples", "rng"),
-    "pool": ("reduction", "axes", *OPTIONS["sliding"], "norm_type", "r", "return_indices", *OPTIONS["common"]),
-    "global_avg_pool": ("keepdims", *OPTIONS["common"]),
+    "pool": (
+        "reduction", "axes", *OPTIONS["sliding"], "norm_type", "r", "q", "correction", "ignore", "generator",
+        "count_include_pad", "divisor_override", "weights", "return_indices", *OPTIONS["common"],
+    ),
+    "global_avg_pool": ("keepdims", "weights", *OPTIONS["common"]),
     "global_max_pool": ("keepdims", "return_indices", *OPTIONS["common"]),
     "pool_tokens": ("reduction", *OPTIONS["tokens"], "weights", "norm_type", "r", "eps", "dtype"),
     "attention_pool": ("query", "values", "scale", *OPTIONS["tokens"], "dtype"),
-}
+}  # fmt: skip
 CALLS = calls()
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    return getattr(ap, name.split()[0])
+
+
+def names_of(name: str) -> tuple[str, ...]:
+    name = name.split()[0]
+    return NAMES[name.rstrip("123d") if name[-1] == "d" else name]
+
+
+def compat_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Every function of the frameworks' modules, with arguments that are good, and all it takes."""
+    given: dict[Any, dict[str, Any]] = {
+        onnx: {"x": X[2], "kernel_shape": [2, 2]},
+        tf: {"input": X[2], "ksize": 2, "strides": 2, "padding": "SAME"},
+        flax: {"inputs": X[2], "window_shape": (2, 2)},
+    }
+    others = {
+        "onnx max_unpool": {"x": X[2], "indices": np.zeros(X[2].shape, np.int64), "kernel_shape": [2, 2]},
+        "tf pool": {"input": X[2], "window_shape": [2, 2], "pooling_type": "AVG"},
+    }
+    found = {}
+    for module, good in given.items():
+        for function in module.__all__:
+            name = f"{module.__name__.rpartition('.')[2]} {function}"
+            arguments = {"x": X[2]} if "global" in name else others.get(name, good)
+            found[name] = (getattr(module, function), arguments)
+    return found
+
+
+COMPAT = compat_calls()
 
 
 @pytest.fixture(autouse=True)
@@ -101,16 +148,51 @@ def refused_or_done(call: Callable[..., Any], *args: Any, **kwargs: Any) -> None
 
 @pytest.mark.parametrize("name", CALLS)
 def test_any_value_of_any_argument(name):
-    function = getattr(ap, name)
-    for argument in ("x", *NAMES[name.rstrip("123d") if name[-1] == "d" else name]):
+    for argument in ("x", *names_of(name)):
         for value in HOSTILE:
-            refused_or_done(function, **{**CALLS[name], argument: value})
+            refused_or_done(function_of(name), **{**CALLS[name], argument: value})
 
 
-@pytest.mark.parametrize("name", CALLS)
+def test_every_argument_is_named():
+    """Of all functions in `calls`."""
+    for name in CALLS:
+        parameters = set(inspect.signature(function_of(name)).parameters)
+        assert parameters - {"x"} == set(names_of(name)), name
+    assert {name.split()[0] for name in CALLS} == {n for n in ap.__all__ if n.islower()} - {"explain", "vjp"}
+
+
+@pytest.mark.parametrize("name", COMPAT)
+def test_any_value_of_any_argument_of_frameworks_functions(name):
+    function, good = COMPAT[name]
+    for argument in inspect.signature(function).parameters:
+        for value in (*HOSTILE, "VALID", "AVG", "SAME_UPPER", [2, 2], [0, 0, 1, 1]):
+            refused_or_done(function, **{**good, argument: value})
+
+
+@pytest.mark.parametrize("name", [n for n in COMPAT if n != "onnx max_unpool"])
+def test_any_gradient_of_frameworks_functions(name):
+    function, good = COMPAT[name]
+    y, pullback = ap.vjp(function, *good.values())
+    for value in HOSTILE:
+        refused_or_done(pullback, value)
+        if value is not None:
+            refused_or_done(pullback, np.ones_like(y), out=value)
+
+
+@pytest.mark.parametrize("name", COMPAT)
+def test_any_value_of_any_argument_of_frameworks_functions_of_tensors(name):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    function, good = COMPAT[name]
+    good = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in good.items()}
+    for argument in list(inspect.signature(function).parameters)[1:]:
+        for value in (*HOSTILE, torch.tensor(2), torch.tensor([2, 2]), torch.zeros(3, device="meta")):
+            refused_or_done(function, **{**good, argument: value})
+
+
+@pytest.mark.parametrize("name", [n for n in CALLS if n != "pool mode"])
 def test_any_gradient(name):
     arguments = dict(CALLS[name])
-    y, pullback = ap.vjp(getattr(ap, name), arguments.pop("x"), **arguments)
+    y, pullback = ap.vjp(function_of(name), arguments.pop("x"), **arguments)
     for value in HOSTILE:
         refused_or_done(pullback, value)
         if value is not None and name != "attention_pool":
@@ -121,12 +203,12 @@ def test_any_gradient(name):
 def test_any_value_of_any_argument_of_tensors(name):
     """PyTorch's own fractional pooling never returned from a kernel_size of -2**63."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    function = getattr(ap, name)
+    function = function_of(name)
     good = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in CALLS[name].items()}
-    for argument in NAMES[name.rstrip("123d") if name[-1] == "d" else name]:
+    for argument in names_of(name):
         for value in (*HOSTILE, torch.tensor(2), torch.tensor([2, 2]), torch.float32, torch.zeros(3, device="meta")):
             refused_or_done(function, **{**good, argument: value})
-    if name in ("pool_tokens", "attention_pool"):
+    if name in ("pool_tokens", "attention_pool", "pool mode"):
         return
     y, pullback = ap.vjp(function, good.pop("x"), **good)
     for value in HOSTILE:

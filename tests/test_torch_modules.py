@@ -336,3 +336,46 @@ def test_install_with_the_first_tensor():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.stdout == "torch._mkldnn\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: ap.nn.BlurPool(2**62), ValueError, "kernel_size must be <= 1024"),  # the coefficients took for ever
+        (lambda: ap.nn.GeM(p=torch.ones(2)), TypeError, "p must be a number"),
+        (lambda: ap.nn.GeM(eps=1e300), ValueError, "eps must be > 0 and a number of float32"),
+        (lambda: ap.nn.GeM(learnable=1), TypeError, "learnable must be a bool"),
+        (lambda: ap.nn.CatAvgMaxPool()(1.5), TypeError, "CatAvgMaxPool takes a tensor"),
+        (lambda: ap.nn.AttentionPool(4, flatten=1), TypeError, "flatten must be a bool"),
+        (lambda: ap.nn.AttentionPool(0), ValueError, "dim must be >= 1"),
+        (lambda: ap.nn.AttentiveStatsPool(False), TypeError, "dim must be an int"),
+        (lambda: ap.nn.TokenPooling("mean", include_prompt=1), TypeError, "include_prompt must be a bool"),
+        (
+            lambda: ap.nn.TokenPooling("max")({"token_embeddings": torch.ones(1, 2, 3), "attention_mask": ((1, 1),)}),
+            TypeError,
+            "attention_mask must be a tensor",
+        ),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_arguments_of_modules_are_checked(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_explain_of_tensors_takes_windows_without_inputs():
+    assert ap.explain(ap.max_pool1d, torch.zeros(1, 1, 2), 2, padding=2, empty=0).backend == "reference"
+
+
+def test_labels_that_do_not_count_leave_windows_empty():
+    """`empty` was dropped beside `ignore`."""
+    x = torch.tensor([[2, 2, 1, 1]], dtype=torch.uint8)
+    for given in (x, x.numpy()):
+        assert ap.pool(given, "mode", (1, 2), ignore=2, empty=9).tolist() == [[9, 1]]
+
+
+def test_an_empty_batch_has_one_result():
+    x = torch.zeros(0, 5, 30, 7, dtype=torch.bfloat16)
+    mask = torch.ones(x.shape, dtype=torch.bool)
+    y = ap.pool(x, "max", 1, stride=(3, 4), padding=1, ceil_mode=True, axes=(2, 3), mask=mask, empty=0)
+    assert y.shape == (0, 5, 11, 2)

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 import anypool
 from anypool import tensors  # noqa: F401  so that the first tensor does not wait for it
+from anypool.arguments import flag_argument, number_argument, shown
 from anypool.nn_tokens import AttentionPool, AttentiveStatsPool, TokenPooling
 
 # ---- those of torch.nn -----------------------------------------------------------------------------------------------
@@ -97,11 +98,16 @@ for _family, (_function, _forwards) in _FAMILIES.items():
         COUNTERPARTS[getattr(nn, _class.__name__)] = globals()[_class.__name__] = _class
 
 
+_MOST_BLURRED = 1024  # the binomial coefficients of more taps are no float64
+
+
 # ---- those that torch.nn lacks ---------------------------------------------------------------------------------------
 
 
 def _spatial(x: Any, module: nn.Module) -> tuple[int, ...]:
     """Return the pooled axes: those behind (N, C)."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{type(module).__name__} takes a tensor, got {shown(x)} of type {type(x).__name__}")
     if x.ndim < 3:
         raise ValueError(
             f"{type(module).__name__} takes (N, C, …) with an axis to pool, got x of shape {tuple(x.shape)}"
@@ -284,12 +290,11 @@ class GeM(nn.Module):
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6, learnable: bool = True, keepdims: bool = True) -> None:
         super().__init__()
-        if not p > 0:
-            raise ValueError(f"p must be > 0, got {p!r}")
-        if not eps > 0:
-            raise ValueError(f"eps must be > 0, got {eps!r}")
+        for name, number in (("p", p), ("eps", eps)):
+            if not 0 < number_argument(name, number, "GeM") < 3e38:
+                raise ValueError(f"{name} must be > 0 and a number of float32, got {shown(number)} (GeM)")
         value = torch.full((1,), float(p))
-        if learnable:
+        if flag_argument("learnable", learnable, "GeM"):
             self.p = nn.Parameter(value)
         else:
             self.register_buffer("p", value)
@@ -397,7 +402,9 @@ class BlurPool(_Shown):
         super().__init__()
         for name, value in (("kernel_size", kernel_size), ("stride", stride)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+                raise ValueError(f"{name} must be an int >= 1, got {shown(value)}")
+        if kernel_size > _MOST_BLURRED:
+            raise ValueError(f"kernel_size must be <= {_MOST_BLURRED}, got {kernel_size}")
         if padding_mode not in ("reflect", "replicate", "constant"):
             raise ValueError(f'padding_mode must be "reflect", "replicate" or "constant", got {padding_mode!r}')
         self.kernel_size, self.stride, self.padding_mode = kernel_size, stride, padding_mode

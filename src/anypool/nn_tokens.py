@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from anypool import token_config
+from anypool.arguments import flag_argument
 from anypool.attention import attention_pool
 from anypool.tokens import pool_tokens
+from anypool.windows import size_argument
 
 
 class TokenPooling(nn.Module):
@@ -51,7 +53,8 @@ class TokenPooling(nn.Module):
             self.pooling = token_config.TokenPooling.from_mode(config, "sentence-transformers")
         else:
             self.pooling = token_config.TokenPooling.from_sentence_transformers(config)
-        self.include_prompt = self.pooling.include_prompt if include_prompt is None else include_prompt
+        prompt = self.pooling.include_prompt if include_prompt is None else include_prompt
+        self.include_prompt = flag_argument("include_prompt", prompt, "TokenPooling")
         self.empty = empty
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -60,6 +63,8 @@ class TokenPooling(nn.Module):
         layout: dict[str, Any] = {"empty": self.empty}
         if "cu_seq_lens_q" in features:
             x, layout["offsets"] = x.squeeze(0), features["cu_seq_lens_q"]
+        elif "attention_mask" in features and not isinstance(features["attention_mask"], torch.Tensor):
+            raise TypeError(f"attention_mask must be a tensor, got {type(features['attention_mask']).__name__}")
         elif "attention_mask" in features and features["attention_mask"].size(-1) == x.size(1):
             layout["mask"] = features["attention_mask"]
         if not self.include_prompt and "prompt_length" in features:
@@ -134,7 +139,11 @@ class AttentionPool(nn.Module):
         super().__init__()
         if value_dim is not None and not project_values:
             raise ValueError("value_dim needs project_values=True: otherwise values are the tokens themselves")
-        self.dim, self.heads, self.scale, self.flatten = dim, heads, scale, flatten
+        at = "AttentionPool"
+        for name, size in (("dim", dim), ("heads", heads), *((("value_dim", value_dim),) if value_dim else ())):
+            size_argument(name, size, at, at_least=1)
+        self.dim, self.heads, self.scale = dim, heads, scale
+        self.flatten = flag_argument("flatten", flatten, at)
         self.query = nn.Parameter(torch.empty(heads, dim))
         self.key = nn.Linear(dim, dim, bias=False) if project_keys else None
         self.value = nn.Linear(dim, value_dim or dim) if project_values else None
@@ -175,6 +184,8 @@ class AttentiveStatsPool(nn.Module):
 
     def __init__(self, dim: int, bottleneck: int = 128) -> None:
         super().__init__()
+        for name, size in (("dim", dim), ("bottleneck", bottleneck)):
+            size_argument(name, size, "AttentiveStatsPool", at_least=1)
         self.dim, self.bottleneck = dim, bottleneck
         self.score = nn.Sequential(nn.Linear(dim, bottleneck), nn.Tanh(), nn.Linear(bottleneck, 1, bias=False))
 

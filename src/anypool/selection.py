@@ -176,7 +176,7 @@ class Selected:
     def plain(self) -> bool:
         """Whether every input counts and every window has one."""
         return (self.mask is None and not self.omit and self.weights is None and not self.return_valid
-                and not self.windows.some_empty)  # fmt: skip
+                and not self.windows.some_empty and not self.problem.job.ignore)  # fmt: skip
 
     @cached_property
     def counted_mask(self) -> Array:
@@ -515,7 +515,10 @@ def _differentiate(call: Call) -> tuple[Any, Callable[..., Any]]:
         refuse_without_gradient(find(what.reduction), f"x: {tuple(x.shape)}")
         pulled: tuple[Any, Callable[..., Any]] = tensors().pulled(tensors().selected, x, what, given, out, generator)
         return pulled
+    given_dtype = x.dtype
     x, problem, selected = _selected(x, what, given, "offset")
+    if not is_float(given_dtype):  # also where weights make floats of them
+        raise TypeError(f"vjp needs floating-point x, got {given_dtype} ({selected.where})")
     if selected.plain:
         return operation.differentiate(Call(x, what, out, generator=generator))
     refuse_integers(problem, x)

@@ -151,8 +151,10 @@ def _dots(call: TokenCall, a: Any, b: Any, m: Any) -> Array:
         return tokens_native.dots(call.matrix, call.runs, a, b, m)
     found = []
     for o in range(len(a)):
-        d = call.matrix.tokens(call.runs, o).astype(np.float64) - (0.0 if m is None else m[o])
-        found.append((a[o] * d + (0.0 if b is None else b[o] * d * d)).sum(1))
+        with np.errstate(all="ignore"):
+            d = call.matrix.tokens(call.runs, o).astype(np.float64) - (0.0 if m is None else m[o])
+        with np.errstate(all="ignore"):
+            found.append((a[o] * d + (0.0 if b is None else b[o] * d * d)).sum(1))
     return np.concatenate(found) if found else np.zeros(0)
 
 

@@ -1,5 +1,7 @@
 """Random calls of every public function, each from a seed and a number: the same two give the same call anywhere.
 
+(Anywhere where PyTorch is installed, or where it is not: without it there are no tensors and no modules.)
+
 A call is plausible (most succeed) or hostile (some of its arguments are replaced by what no one should pass). Of both
 the same is wanted: the reference's result, or what the reference raises, one of four exceptions.
 """
@@ -10,7 +12,9 @@ import reprlib
 from dataclasses import dataclass
 from typing import Any
 
+import frameworks
 import numpy as np
+import torch_arguments
 
 import anypool as ap
 import cases
@@ -30,6 +34,7 @@ TOKEN_NAMES = (
     "logsumexp",
 )
 DTYPES = (*cases.FLOATS, *cases.FLOATS, *cases.DTYPES)  # floats twice: gradients take no others
+LABELS = (*cases.BOOL, *cases.INTEGERS)
 PADDINGS = ("valid", "same", "same_lower", "causal")
 
 
@@ -64,6 +69,12 @@ def hostile_values() -> list[Any]:
 
 
 HOSTILE = hostile_values()
+# Of modules: filters of such sizes and larger are built as long as there is time, such floats are none of PyTorch's.
+SETTINGS = [v for v in HOSTILE if not (isinstance(v, np.ndarray) or v is NotImplemented)]
+SETTINGS = [v for v in SETTINGS if not (isinstance(v, (int, float)) and 2**15 <= v < np.inf)]
+HOSTILE_TENSORS = torch_arguments.hostile_tensors() if frameworks.TORCH else []
+REDUCTIONS = (*cases.REDUCTIONS, *cases.OF_WINDOWS, *cases.WITHOUT_GRADIENT, "stochastic")
+EXACT = ("max", "min", "any", "all", "mode", "median", "stochastic")  # nothing is rounded, or by one rule everywhere
 
 
 @dataclass
@@ -74,14 +85,16 @@ class Call:
     function: str
     args: list[Any]
     kwargs: dict[str, Any]
-    way: str  # "plain", "vjp", "explain" or "state"
+    way: str  # "plain", "vjp", "explain" or "state"; of tensors also "autograd"
     hostile: bool
     exact: bool  # nothing in it is rounded: bits are compared
+    tensors: bool = False  # its arrays are tensors when it is made
 
     def __str__(self) -> str:
         parts = [shown(a) for a in self.args] + [f"{k}={shown(v)}" for k, v in self.kwargs.items()]
         inner = f"{self.function}({', '.join(parts)})"
-        return f"#{self.number} {'hostile ' if self.hostile else ''}{self.way}: {inner}"
+        kind = ("hostile " if self.hostile else "") + ("tensors, " if self.tensors else "")
+        return f"#{self.number} {kind}{self.way}: {inner}"
 
 
 def shown(value: Any) -> str:
@@ -173,27 +186,29 @@ class Maker:
         shape = self.shape(rank)
         if name.startswith("global") and len(shape) < rank + 2:
             shape = (2, *shape)
-        x = self.array(shape, self.one_of(DTYPES), whole=whole)
+        reduction = "max" if "max" in name else "lp" if "lp" in name else "mean"
+        if name == "pool":
+            reduction = self.one_of(REDUCTIONS)
+        x = self.array(shape, self.one_of(LABELS if reduction == "mode" else DTYPES), whole=whole)
+        if reduction == "stochastic":  # of negative inputs there are no shares
+            x = np.abs(x) if x.dtype.kind != "b" else x
         kwargs: dict[str, Any] = {}
         if name.startswith("adaptive"):
             kwargs["output_size"] = self.per_axis(rank, 1, 7)
         elif not name.startswith("global"):
             kwargs |= self.windows(rank)
-        reduction = "max" if "max" in name else "lp" if "lp" in name else "mean"
         args: list[Any] = [x]
         if name == "pool":
-            reduction = self.one_of(cases.REDUCTIONS)
             args.append(reduction)
+            kwargs |= self.settings(reduction, x)
             if self.chance(0.8):
                 kwargs["axes"] = tuple(range(x.ndim - rank, x.ndim))
         if reduction == "lp":
             kwargs["norm_type"] = self.one_of((1, 2, 3, 2.5, float("inf")))
-        if name == "pool" and reduction == "logsumexp" and self.chance(0.5):
-            kwargs["r"] = self.one_of((0.5, 2.0, -1.0))
         if reduction == "mean" and not name.startswith(("adaptive", "global")):
             kwargs |= {"count_include_pad": False} if self.chance(0.3) else {}
             kwargs |= {"divisor_override": self.number_in(1, 9)} if self.chance(0.2) else {}
-        if reduction in ("max", "min") and self.chance(0.3):
+        if reduction in ("max", "min", "stochastic") and self.chance(0.3):
             kwargs["return_indices"] = True
         if self.chance(0.2):
             kwargs["data_format"] = "channels_last"
@@ -201,7 +216,22 @@ class Maker:
             kwargs["dtype"] = self.one_of(("float32", "float64", "float16", "int64"))
         if self.chance(0.3):
             kwargs |= self.selected(x, weighs=reduction in ("sum", "mean"))
-        return args, kwargs, reduction in ("max", "min") or (whole and reduction in ("sum", "mean"))
+        return args, kwargs, reduction in EXACT or (whole and reduction in ("sum", "mean"))
+
+    def settings(self, reduction: str, x: np.ndarray) -> dict[str, Any]:
+        """Return what only this reduction takes."""
+        if reduction == "quantile":
+            return {"q": self.one_of((0, 0.25, 0.5, 0.9, 1.0, float(self.rng.random())))}
+        if reduction == "stochastic":
+            return {"generator": Seed(self.number_in(0, 99))}
+        if reduction in ("logsumexp", "softmax") and self.chance(0.5):
+            return {"r": self.one_of((0.5, 2.0, -1.0))}
+        if reduction in ("std", "var") and self.chance(0.5):
+            return {"correction": self.one_of((0, 1, 0.5, 3))}
+        if reduction == "mode" and self.chance(0.5) and x.size:
+            values = [v.item() for v in self.rng.choice(x.reshape(-1), 2)]
+            return {"ignore": self.one_of((values[0], values, tuple(values))), "empty": self.number_in(0, 1)}
+        return {}
 
     def unpool(self, name: str) -> tuple[list[Any], dict[str, Any], bool]:
         rank = int(name[-2])
@@ -211,16 +241,21 @@ class Maker:
         indices = self.rng.integers(0, max(1, positions), x.shape)
         return [x, indices, kernel], {}, True
 
-    def fractional(self, name: str) -> tuple[list[Any], dict[str, Any], bool]:
+    def fractional(self, name: str, *, tensors: bool) -> tuple[list[Any], dict[str, Any], bool]:
         rank = int(name[-2])
-        x = self.array(self.shape(rank), self.one_of(DTYPES), whole=False)
+        dtypes = ("float32", "float64") if tensors else DTYPES  # PyTorch's operator has no others, or draws otherwise
+        x = self.array(self.shape(rank), self.one_of(dtypes), whole=False)
         size = (
             {"output_size": self.per_axis(rank, 1, 4)}
             if self.chance(0.6)
             else {"output_ratio": self.one_of((0.4, 0.9))}
         )
         indices = {"return_indices": True} if self.chance(0.4) else {}
-        return [x, self.per_axis(rank, 1, 3)], size | indices | {"rng": self.number_in(0, 99)}, True
+        draws: dict[str, Any] = {"rng": self.number_in(0, 99)}
+        if tensors or self.chance(0.5):
+            images = x.shape[0] if x.ndim == rank + 2 else 1
+            draws = {"_random_samples": self.rng.random((images, x.shape[-rank - 1], rank)).astype(x.dtype)}
+        return [x, self.per_axis(rank, 1, 3)], size | indices | draws, True
 
     def tokens(self) -> tuple[Any, dict[str, Any], bool]:
         """Return tokens in one of the layouts, with what says which of them count."""
@@ -265,41 +300,64 @@ class Maker:
         heads = () if self.chance(0.5) else (self.number_in(1, 3),)
         return [x, self.array((*heads, first.shape[-1]), first.dtype.name, whole=False)], kwargs, False
 
-    def arguments(self, name: str) -> tuple[list[Any], dict[str, Any], bool]:
+    def arguments(self, name: str, *, tensors: bool) -> tuple[list[Any], dict[str, Any], bool]:
+        if name in frameworks.COMPAT:
+            return frameworks.compat(self, name)
+        if name in frameworks.MODULES:
+            return frameworks.module(self, name)
         if name.startswith("max_unpool"):
             return self.unpool(name)
         if name.startswith("fractional"):
-            return self.fractional(name)
+            return self.fractional(name, tensors=tensors)
         if name == "attention_pool":
             return self.attention()
         if name in ("pool_tokens", "PoolState", "TokenPooling"):
             return self.token_pooling()
         return self.windowed(name)
 
-    def poisoned(self, args: list[Any], kwargs: dict[str, Any], name: str) -> None:
+    def poisoned(self, args: list[Any], kwargs: dict[str, Any], name: str, *, tensors: bool) -> None:
         """Replace one to three arguments, or add some."""
-        names = sorted({*kwargs, *KEYWORDS[name]})
+        names = sorted({*kwargs, *KEYWORDS[name]} - set(frameworks.OF_LAYERS))
         for _ in range(self.number_in(1, 3)):
-            value = self.one_of(HOSTILE)
-            if self.chance(0.25) or not names:
+            value = self.one_of(HOSTILE_TENSORS if tensors and self.chance(0.4) else HOSTILE)
+            if name in frameworks.MODULES:  # which take a tensor, and settings that are none
+                value = self.one_of(SETTINGS)
+            elif self.chance(0.25) or not names:
                 args[self.number_in(0, len(args) - 1)] = value
-            else:
-                kwargs[self.one_of(names)] = value
+                continue
+            kwargs[self.one_of(names)] = value
 
     def call(self) -> Call:
-        name = FUNCTIONS[self.number % len(FUNCTIONS)]
-        args, kwargs, exact = self.arguments(name)
-        way = "plain"
-        if name == "PoolState":
-            way = "state"
-        elif name != "TokenPooling":
-            way = self.one_of(("plain", "plain", "vjp", "explain"))
+        name = TURNS[self.number % len(TURNS)]
+        tensors = name in frameworks.MODULES or (frameworks.TORCH and name != "PoolState" and self.chance(0.25))
+        args, kwargs, exact = self.arguments(name, tensors=tensors)
+        if tensors and kwargs.get("weights") is not None:
+            kwargs.pop("divisor_override", None)  # is refused beside weights, but `explain` of tensors does not say so
+        way = self.way(name, args, kwargs, tensors=tensors)
         hostile = self.chance(0.4)
         if hostile:
-            self.poisoned(args, kwargs, name)
+            self.poisoned(args, kwargs, name, tensors=tensors)
         elif self.chance(0.2) and way in ("plain", "vjp") and name not in WITHOUT_OUT:
             kwargs["out"] = OUT
-        return Call(self.number, name, args, kwargs, way, hostile, exact)
+        return Call(self.number, name, args, kwargs, way, hostile, exact, tensors)
+
+    def way(self, name: str, args: list[Any], kwargs: dict[str, Any], *, tensors: bool) -> str:
+        """Choose what is done around the call."""
+        if name == "PoolState":
+            return "state"
+        if name == "TokenPooling":
+            return "plain"
+        recorded = tensors and isinstance(args[0], np.ndarray) and args[0].dtype.name in cases.FLOATS
+        if name in frameworks.MODULES:
+            return "autograd" if recorded and self.chance(0.4) else "plain"
+        way = self.one_of(("plain", "plain", "vjp", "explain"))
+        if way == "vjp" and name == "pool" and args[1] in cases.WITHOUT_GRADIENT:
+            return "plain"
+        if way == "vjp" and recorded and (name in OF_TOKENS or self.chance(0.5)):
+            return "autograd"
+        if tensors and way == "explain" and "empty" in kwargs:  # it refuses windows without input, `empty` or not
+            return "plain"
+        return "plain" if way == "vjp" and tensors and not recorded else way
 
 
 # Whose elements can be made whole numbers.
@@ -313,11 +371,18 @@ class Out:
         return "<an array that fits>"
 
 
+class Seed(int):
+    """Stands for a generator, which fuzzer.py makes anew whenever the call is made."""
+
+
 OUT = Out()
-FUNCTIONS = [name for name in ap.__all__ if name not in ("vjp", "explain")]  # these two are ways to make a call
+PUBLIC = [name for name in ap.__all__ if name not in ("vjp", "explain")]  # these two are ways to make a call
+FUNCTIONS = [*PUBLIC, *frameworks.COMPAT, *frameworks.MODULES]
+OF_TOKENS = ("pool_tokens", "attention_pool")  # whose `vjp` takes arrays only
+TURNS = [*FUNCTIONS, *["pool"] * 2 * len(REDUCTIONS)]  # it has many reductions
 WITHOUT_OUT = [
     n for n in FUNCTIONS if n.startswith(("max_unpool", "fractional")) or "oken" in n or n == "attention_pool"
-]
+] + [*frameworks.COMPAT, *frameworks.MODULES]
 
 
 def _keywords(name: str) -> list[str]:
@@ -328,6 +393,8 @@ def _keywords(name: str) -> list[str]:
         return [*layouts, "weights", "rows", "start"]
     if name == "TokenPooling":
         return [*layouts, "exclude_prefix", "weights", "empty"]
+    if name not in PUBLIC:
+        return frameworks.keywords(name)
     parameters = inspect.signature(getattr(ap, name)).parameters
     return [n for n in parameters if n not in ("x", "reduction", "query", "indices")]
 

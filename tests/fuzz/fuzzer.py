@@ -7,12 +7,15 @@
 Every call must give what the reference gives, or raise what the reference raises; the only exceptions are ValueError,
 TypeError, NotImplementedError and MemoryError. It must end within seconds, leave its inputs alone, and leave `out=`
 either full or as it was, and never touch what is around it. Exit status 1 if one does not.
+
+Calls of tensors give what arrays give, where both give something: PyTorch has arguments and dtypes of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import os
 import secrets
 import subprocess
@@ -27,14 +30,16 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+import frameworks  # noqa: E402
 import numpy as np  # noqa: E402
+import torch_arguments  # noqa: E402
 
 import anypool as ap  # noqa: E402
 import calls  # noqa: E402
 import tolerance  # noqa: E402
 
 ALLOWED = (ValueError, TypeError, NotImplementedError, MemoryError)
-BATCH = 400  # calls in one process
+BATCH = 600  # calls in one process
 PATIENCE = 60.0  # seconds without an end of a call
 MEMORY = 8 << 30
 POISON = 77  # around and in `out=`; every dtype but bool has it
@@ -66,7 +71,24 @@ def room_for(wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def made(call: calls.Call) -> Any:
     """Make the call; return its results."""
-    fn, args, kwargs = getattr(ap, call.function), call.args, call.kwargs
+    kwargs = {k: np.random.default_rng(int(v)) if type(v) is calls.Seed else v for k, v in call.kwargs.items()}
+    if call.tensors:
+        args = [torch_arguments.with_tensors(v) for v in call.args]
+        kwargs = {k: torch_arguments.with_tensors(v) for k, v in kwargs.items()}
+        return torch_arguments.with_arrays(made_of(call, args, kwargs))
+    return made_of(call, call.args, kwargs)
+
+
+def made_of(call: calls.Call, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Make the call with these arguments."""
+    if call.function in frameworks.MODULES:
+        fn: Any = functools.partial(frameworks.made_of_module, call.function)
+        if call.way == "autograd":
+            return torch_arguments.through_autograd(lambda *a, **k: fn(list(a), k), args, kwargs)
+        return fn(args, kwargs)
+    fn = frameworks.COMPAT.get(call.function) or getattr(ap, call.function)
+    if call.way == "autograd":
+        return torch_arguments.through_autograd(fn, args, kwargs)
     if call.way == "explain":
         e = ap.explain(fn, *args, **kwargs)
         str(e), e.to_dict()
@@ -74,8 +96,10 @@ def made(call: calls.Call) -> Any:
     if call.way == "vjp":
         y, pullback = ap.vjp(fn, *args, **kwargs)
         first = y[0] if isinstance(y, tuple) else y
-        grad = (np.arange(first.size) % 5 - 2).reshape(first.shape)
-        gradients = pullback(grad.astype(first.dtype))
+        size = first.numel() if call.tensors else first.size
+        grad = (np.arange(size) % 5 - 2).reshape(tuple(first.shape)).astype(np.float32)
+        gradients = pullback(torch_arguments.with_tensors(grad).to(first.dtype) if call.tensors
+                             else grad.astype(first.dtype))  # fmt: skip
         return (y, *gradients) if isinstance(gradients, tuple) else (y, gradients)
     if call.way == "state":
         state = ap.PoolState(args[1], weighted=kwargs.get("weights") is not None)
@@ -107,6 +131,8 @@ def agree(a: Any, b: Any, call: calls.Call, scale: float) -> None:
     elif not isinstance(a, np.ndarray):
         if a != b:
             raise Wrong(f"native gives {a!r}, the reference {b!r}")
+    elif call.tensors and (a.dtype, b.dtype) == (np.int64, np.uint64):
+        agree(a, b.astype(np.int64), call, scale)  # a sum: PyTorch can do little with uint64
     elif a.dtype != b.dtype or a.shape != b.shape:
         raise Wrong(f"native gives {a.dtype} {a.shape}, the reference {b.dtype} {b.shape}")
     elif small(a) and not (tolerance.same_bits(a, b) if exact(call, a) else near(a, b, scale)):
@@ -143,11 +169,15 @@ def check(call: calls.Call) -> str:
         del call.kwargs["out"]
     inputs = [a for a in arrays_in([*call.args, *call.kwargs.values()]) if small(a)]
     before = [a.copy() for a in inputs]
-    got, error = outcome("native", call)
+    backend = "native"
+    got, error = outcome(backend, call)
     wanted, expected = outcome("reference", call)
     if isinstance(error, NotImplementedError) and "native backend cannot" in str(error):
-        got, error = outcome("reference", call)  # what runs by default then
-    if type(error) is not type(expected) or (error and str(error) != str(expected)):
+        backend = "reference"  # what runs by default then
+        got, error = outcome(backend, call)
+    if call.tensors:
+        wanted, expected = as_arrays(call, error, wanted, expected)
+    elif type(error) is not type(expected) or (error and str(error) != str(expected)):
         raise Wrong(f"native ends with {error!r}, the reference with {expected!r}")
     for a, b in zip(inputs, before, strict=True):
         if a.tobytes() != b.tobytes():
@@ -156,13 +186,42 @@ def check(call: calls.Call) -> str:
         if not str(error):
             raise Wrong(f"{type(error).__name__} without a message")
         return type(error).__name__
-    agree(got, wanted, call, largest([*inputs, *arrays_in(wanted)]))
+    if expected is None:
+        agree(got, wanted, call, largest([*inputs, *arrays_in(wanted)]))
     if with_out:
-        check_out(call, got)
+        check_out(call, got, backend)
     return "result"
 
 
-def check_out(call: calls.Call, wanted: Any) -> None:
+def as_arrays(call: calls.Call, error: Exception | None, wanted: Any, expected: Exception | None) -> Any:
+    """Return what arrays give where tensors are to give it, or else what PyTorch's operations give.
+
+    Neither may end where the other goes on, but for what is said not to be there; nor may a call of arrays that are
+    what they should be.
+    """
+    if (error is None) is not (expected is None) and not absent(error, expected):
+        raise Wrong(f"native ends with {error!r}, PyTorch's operations with {expected!r}")
+    if call.function in frameworks.MODULES:
+        return wanted, expected
+    plain = copy.copy(call)
+    plain.tensors, plain.way = False, "vjp" if call.way == "autograd" else call.way
+    result, refused = outcome("reference", plain)
+    result = torch_arguments.with_arrays(result)  # of a hostile tensor
+    apart = call.function.startswith("fractional")  # PyTorch's own operator draws windows, and takes fewer sizes
+    if not (call.hostile or apart or absent(error, refused)) and (error is None) is not (refused is None):
+        raise Wrong(f"a call of tensors ends with {error!r}, of arrays with {refused!r}")
+    if refused is not None:
+        return wanted, expected
+    if call.way == "autograd":  # only of x; arrays also have the query's
+        result = result[: len(wanted)] if isinstance(wanted, tuple) else result
+    return result, None
+
+
+def absent(*errors: Exception | None) -> bool:
+    return any(isinstance(e, NotImplementedError) for e in errors)
+
+
+def check_out(call: calls.Call, wanted: Any, backend: str) -> None:
     """The same with `out=`: full and nothing else touched; with a mistake beside it, as it was."""
     first = wanted
     while isinstance(first, tuple):
@@ -170,7 +229,7 @@ def check_out(call: calls.Call, wanted: Any) -> None:
     if first.ndim == 0 or first.dtype.kind == "b":
         return
     around, out = room_for(first)
-    _, error = outcome("native", with_arguments(call, out=out))
+    _, error = outcome(backend, with_arguments(call, out=out))
     rest = np.ones(around.shape, bool)
     rest[..., 1 : 1 + 2 * first.shape[-1] : 2] = False
     if not (around[rest] == around.dtype.type(POISON)).all():
@@ -180,7 +239,7 @@ def check_out(call: calls.Call, wanted: Any) -> None:
     for name, value in (("data_format", "NCHW"), ("kernel_size", -1), ("output_size", -1), ("dtype", "complex64")):
         if name in calls.KEYWORDS[call.function]:
             around, out = room_for(first)
-            _, error = outcome("native", with_arguments(call, out=out, **{name: value}))
+            _, error = outcome(backend, with_arguments(call, out=out, **{name: value}))
             if error is None or not (around == around.dtype.type(POISON)).all():
                 raise Wrong(f"out was written although {name}={value!r} is refused ({error!r})")
 

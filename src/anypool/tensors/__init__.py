@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from anypool import fractional as fractional_pooling
 from anypool import limits, operation, unpooling
 from anypool.arguments import flag_argument, shown
-from anypool.backends import asked_for, native, select
+from anypool.backends import asked_for, native, registry, select
 from anypool.backends import torch as reference
 from anypool.operation import Description, Problem, resolve
 from anypool.operation import overlap as _overlap
@@ -410,6 +410,8 @@ def fractional(rank: int, x: torch.Tensor, kernel_size: Any, output_size: Any, o
     if samples is not None and (not isinstance(samples, torch.Tensor) or samples.shape != shape):
         given = tuple(samples.shape) if isinstance(samples, torch.Tensor) else type(samples).__name__
         raise ValueError(f"_random_samples must be a tensor of shape {shape}, got {given} ({where})")
+    if samples is not None and samples.dtype != x.dtype:
+        raise TypeError(f"_random_samples must have the dtype of x, {x.dtype}, got {samples.dtype} ({where})")
     if not (rng is None or isinstance(rng, torch.Generator)):
         raise TypeError(f"rng must be a torch.Generator for a tensor, got {shown(rng)} ({where})")
     if samples is None and rng is not None:
@@ -428,6 +430,13 @@ def fractional(rank: int, x: torch.Tensor, kernel_size: Any, output_size: Any, o
 def plan_of(x: torch.Tensor, what: Description) -> tuple[str, dict[str, Any], list[str]]:
     """Return the backend that would run, its own words about it, and why it is not one before it."""
     device = f"{x.device.type}"
+    if what.may_be_empty:
+        at, problem = problem_of(x, what)
+        if problem.windows.some_empty:
+            backend = registry()["reference"]
+            described = backend.describe(problem.job, at)  # type: ignore[arg-type]
+            return backend.name, described, ["native: kernels expect an input in every window"]
+        what = what._replace(may_be_empty=False)
     if _of_nonzero(x, what):
         return plan_of(torch.empty_like(x, dtype=torch.bool), what)
     if gathered.needs_whole_windows(what):

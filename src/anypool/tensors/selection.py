@@ -40,6 +40,8 @@ def run(x: torch.Tensor, what: Description, given: Selection, out: torch.Tensor 
     followed = any(has_tangent(a) for a in (x, *others))
     recorded = torch.is_grad_enabled() and any(a.requires_grad for a in (x, *others)) and reduction.adjoint is not None
     if not x.is_floating_point():
+        if x.is_complex():
+            raise TypeError(f"x must be real numbers, got dtype {x.dtype} ({where})")
         if not is_plain(x):
             raise NotImplementedError(f"mask, nan and empty need floating-point tensors on {x.device}, got {x.dtype}")
         if given.weights is not None:
@@ -231,7 +233,8 @@ def _pool(x: torch.Tensor, what: Description, problem: Problem) -> list[torch.Te
     if problem.windows.some_empty:  # kernels expect that every window has an input
         _, own = tensors.problem_of(x, what)
         if x.numel() == 0:
-            return [x.new_zeros(own.shape).squeeze(own.squeeze), x.new_zeros(own.shape, dtype=torch.int64)]
+            nothing = [x.new_zeros(own.shape).squeeze(own.squeeze), x.new_zeros(own.shape, dtype=torch.int64)]
+            return nothing[: 1 + own.return_indices]
         padded = _padded(x, what, own)
         if padded is None:
             found = reference.run(own.job, x)
