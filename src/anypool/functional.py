@@ -125,14 +125,11 @@ def public(build: Callable[P, Call], module: str = "anypool") -> Callable[P, Any
     return function
 
 
-def _propagates(nan: Any) -> bool:
-    return isinstance(nan, str) and nan == "propagate"  # an array has no one answer to ==
-
-
 def _call(x: Any, what: Description, out: Any, mask: Any, weights: Any, nan: Any, empty: Any,
           return_valid: Any) -> Call:  # fmt: skip
     array = as_array(x)
-    if mask is None and weights is None and empty is None and return_valid is False and _propagates(nan):
+    usual = type(nan) is str and nan == "propagate"  # an array has no one answer to ==
+    if usual and mask is None and weights is None and empty is None and return_valid is False:
         return Call(array, what, out)
     if empty is not None:
         what = what._replace(may_be_empty=True)

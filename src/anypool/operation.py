@@ -431,7 +431,8 @@ def run(call: Call) -> Any:
     if type(x) is not np.ndarray:
         return tensors().run(x, call.what, call.out, call.generator)
     problem = resolve(x, call.what)
-    refuse_generator(problem, call.generator, f"x: {x.shape}")
+    if call.generator is not None:
+        refuse_generator(problem, call.generator, f"x: {x.shape}")
     y = output(problem, x, call.out, 8 if problem.return_indices else 0)
     if problem.reduction.function is not None:
         return gathering().run(problem, call, y)
