@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 
 import numpy as np
 import pytest
 
 import anypool as ap
-from anypool import backends
+from anypool import backends, operation
 from anypool.windows import Sliding, output_size
 
 
@@ -329,3 +330,20 @@ def test_a_pullback_keeps_nothing_that_the_caller_may_change(name):
         gradients.append(found if isinstance(found, tuple) else (found,))
     for a, b in zip(*gradients, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_unpooled_records_a_gradient():
+    """Zeros were made anew, which no gradient reaches."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    for shape, size in (((0, 2, 4), 8), ((2, 2, 0), 1)):
+        x = torch.zeros(shape, requires_grad=True)
+        y = ap.max_unpool1d(x, torch.zeros(shape, dtype=torch.int64), 2, output_size=[size])
+        assert y.shape == (*shape[:2], size)
+        y.sum().backward()
+        assert x.grad.shape == shape
+
+
+def test_defaults_of_pool_are_known():
+    """What a reduction does not use is refused unless it is the default: a second place knows these."""
+    known = {n: p.default for n, p in inspect.signature(ap.pool).parameters.items() if n in operation._DEFAULTS}
+    assert known == operation._DEFAULTS

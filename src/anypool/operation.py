@@ -21,7 +21,7 @@ import numpy.typing as npt
 from anypool import limits
 from anypool import windows as geometry
 from anypool.arguments import array_argument, flag_argument, gradient_argument, is_sequence, number_argument, shown
-from anypool.backends import Divisor, Pass, select
+from anypool.backends import Backend, Divisor, Pass, select
 from anypool.cached import cached_property
 from anypool.layouts import axis_order
 from anypool.memory import empty, empty_like
@@ -272,7 +272,7 @@ def reduction_of(what: Description, where: str) -> tuple[Reduction, float]:
     return reduction, p
 
 
-_DEFAULTS = {"norm_type": 2, "r": 1, "q": None, "correction": 0, "ignore": None}
+_DEFAULTS = {"norm_type": 2, "r": 1, "q": None, "correction": 0, "ignore": None}  # those of pool()
 
 
 def _refuse_unused(what: Description, reduction: Reduction, where: str) -> None:
@@ -439,13 +439,18 @@ def run(call: Call) -> Any:
     x, problem = compared(x, call.what, problem)
     backend, _ = select(problem.job, x)
     indices = empty_like(y, np.dtype(np.int64), y.shape) if problem.return_indices else None
-    into = y if call.out is None or backend.at_once else empty_like(y, y.dtype, y.shape)
-    backend.run(problem.job, x, into, indices)
-    if into is not y:
-        y[...] = into
+    _write(backend, problem.job, x, y, indices, call.out)
     if indices is not None:
         return _squeezed(problem, y, call.out), _squeezed(problem, indices, None)
     return _squeezed(problem, y, call.out)
+
+
+def _write(backend: Backend, job: Pass, x: Array, y: Array, codes: Array | None, out: Array | None) -> None:
+    """Run a pass; y gets the result when it is whole, if it is the caller's: Ctrl-C leaves no half of it."""
+    whole = y if out is None or backend.at_once else empty_like(y, y.dtype, y.shape)
+    backend.run(job, x, whole, codes)
+    if whole is not y:
+        y[...] = whole
 
 
 def compared(x: Array, what: Description, problem: Problem) -> tuple[Array, Problem]:
@@ -463,6 +468,7 @@ def _squeezed(problem: Problem, y: Array, out: Array | None) -> Array:
 
 
 def refuse_without_gradient(reduction: Reduction, where: str) -> None:
+    """Refuse a reduction that has no gradient of anything."""
     if reduction.adjoint is None:
         raise TypeError(f"vjp needs a reduction with a gradient, got {reduction.name!r} ({where})")
 
@@ -540,10 +546,7 @@ def _select(problem: Problem, x: Array, out: Array | None) -> tuple[Array, Gradi
     y = output(problem, x, out, kind.itemsize)
     codes = empty_like(x, kind, job.shape(x.shape))
     backend, _ = select(job, x)
-    into = y if out is None or backend.at_once else empty_like(y, y.dtype, y.shape)
-    backend.run(job, x, into, codes)
-    if into is not y:
-        y[...] = into
+    _write(backend, job, x, y, codes, out)
     signs = np.sign(x) if job.lift == "absolute" else None
 
     def gradient(g: Array, grad_x: Array) -> None:

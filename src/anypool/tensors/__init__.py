@@ -376,7 +376,7 @@ def unpool(rank: int, x: torch.Tensor, indices: Any, kernel_size: Any, stride: A
         raise ValueError(f"the result of shape {shape} would not fit in memory ({where})")
     limits.require(math.prod(shape) * x.element_size(), f"the result of shape {shape}", where)
     if not indices.numel():
-        return x.new_zeros(shape)
+        return x.sum().to(x.dtype) + x.new_zeros(shape)  # zeros that record a gradient if x does
     if not torch.compiler.is_compiling() and is_plain(indices):
         low, high = (int(v) for v in indices.aminmax())
         if low < 0 or high >= positions:
