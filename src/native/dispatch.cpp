@@ -92,7 +92,6 @@ std::string Recipe::way() const {
   if (!tasks) return "nothing to do";
   if (masked) return "masked " + masked->way();
   if (backward) return "gather from codes";
-  if (plan.planes) return "planes at once";
   if (plan.group) return std::to_string(plan.group) + " planes at once";
   return kernels->way(plan);
 }

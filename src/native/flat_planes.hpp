@@ -5,7 +5,7 @@
 #pragma once
 #include "lanes.hpp"
 #include "new_rows.hpp"
-#include "scratch.hpp"
+#include "planes_run.hpp"
 #include "tree.hpp"
 
 namespace anypool {
@@ -181,38 +181,21 @@ class AllFlatPlanes {
   }
 };
 
-// What runs a range of planes, and the scratch it takes.
-struct FlatRun {
-  void (*run)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch) = nullptr;
-  i64 (*scratch_bytes)(const Plan&) = nullptr;
-};
-
 template <class T, class A, class Fast, class Careful, int K, int D>
-FlatRun flat_run() {
-  if constexpr (K / 2 * D <= kLanes<A>) {
-    using Planes = AllFlatPlanes<T, A, Fast, Careful, K, D>;
-    return {[](const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
-              Arena arena{uintptr_t(scratch)};
-              Planes(p, arena).run(b, begin, end);
-            },
-            [](const Plan& p) {
-              Arena arena{0};
-              Planes planes(p, arena);
-              return arena.used;
-            }};
-  }
+PlanesRun flat_run() {
+  if constexpr (K / 2 * D <= kLanes<A>) return planes_run<AllFlatPlanes<T, A, Fast, Careful, K, D>>();
   return {};
 }
 template <class T, class A, class Fast, class Careful>
-FlatRun flat_run(i64 kernel, i64 dilation) {
-  if (dilation == 2) return kernel == 3 ? flat_run<T, A, Fast, Careful, 3, 2>() : FlatRun{};
+PlanesRun flat_run(i64 kernel, i64 dilation) {
+  if (dilation == 2) return kernel == 3 ? flat_run<T, A, Fast, Careful, 3, 2>() : PlanesRun{};
   return kernel == 3   ? flat_run<T, A, Fast, Careful, 3, 1>()
          : kernel == 5 ? flat_run<T, A, Fast, Careful, 5, 1>()
-                       : FlatRun{};
+                       : PlanesRun{};
 }
 
 // For a plan of such windows, else nothing.
-inline FlatRun flat_run_of(const Plan& p) {
+inline PlanesRun flat_run_of(const Plan& p) {
   const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
   const auto keeps_size = [&](const Axis& a) {
     return a.kind == AxisKind::sliding && a.stride == 1 && a.n_out == a.n_in && a.n_in > 0 && a.kernel == w.kernel &&
@@ -225,7 +208,7 @@ inline FlatRun flat_run_of(const Plan& p) {
       p.adjoint || p.lift != Lift::none || p.code != Code::none || p.out != p.in || p.merge == Merge::scaled_sum ||
       (p.finish != Finish::none && p.finish != Finish::divide))
     return {};
-  return with_float_types<FlatRun>(p, [&](auto t, auto a) {
+  return with_float_types<PlanesRun>(p, [&](auto t, auto a) {
     using T = typename decltype(t)::type;
     using A = typename decltype(a)::type;
     if (p.merge == Merge::max) return flat_run<T, A, SelectNumbers<A, true>, Select<A, true>>(w.kernel, w.dilation);

@@ -6,6 +6,8 @@
 namespace anypool {
 namespace {
 
+constexpr i64 kNarrow = 6;  // taps on an axis up to which a window shares no merges with its neighbours
+
 struct Window {
   i64 start;  // position of tap 0, maybe outside the data
   i64 step;   // between taps

@@ -1,25 +1,29 @@
 // Compiled once per instruction-set level; exports one table. No STL and no nanobind here, and nothing outside the
 // anonymous namespace: see simd.hpp.
-#include "flat_planes.hpp"
 #include "level.hpp"
 #include "plane_groups.hpp"
 #include "select_backward.hpp"
-#include "whole_planes.hpp"
 
 namespace anypool {
+
+extern const PlaneKernels ANYPOOL_NAME(kPlaneKernels_, ANYPOOL_LEVEL);
+
 namespace {
+
+constexpr const PlaneKernels& kPlanes = ANYPOOL_NAME(kPlaneKernels_, ANYPOOL_LEVEL);
 
 using BackwardF32 = SelectBackward<float, int32_t>;
 using BackwardF64 = SelectBackward<double, int64_t>;
 
 bool fused(const Plan& p) { return fused_choice_of(p).run != nullptr; }
 const char* way(const Plan& p) {
-  return fused(p)                             ? "fused rows"
+  return p.planes                             ? kPlanes.way(p)
+         : fused(p)                           ? "fused rows"
          : SpreadRows::applies(p)             ? "spread rows"
          : TurnedRows::gains(p, kernel_of(p)) ? "turned rows"
                                               : "rows";
 }
-i64 planes(const Plan& p) { return whole_run_of(p) ? p.axis[1].n_out : flat_run_of(p).run ? 1 : 0; }
+i64 planes(const Plan& p) { return kPlanes.tasks(p); }
 
 // An engine lies at the beginning of its own scratch memory.
 template <class T>
@@ -31,7 +35,7 @@ using Planes = InScratch<PlaneGroups>;
 using Rows = InScratch<Engine>;
 
 i64 scratch_bytes(const Plan& p, bool backward) {
-  if (p.planes) return whole_run_of(p) ? 0 : flat_run_of(p).scratch_bytes(p);
+  if (p.planes) return kPlanes.scratch_bytes(p);
   if (!backward)
     return p.group ? Planes::kBytes + PlaneGroups(p, nullptr).scratch_bytes()
                    : Rows::kBytes + Engine(p, kernel_of(p), nullptr).scratch_bytes();
@@ -47,8 +51,7 @@ void open(const Plan& p, char* scratch) {
 }
 void forward_opened(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
   if (p.planes) {
-    if (const auto run = whole_run_of(p)) return run(p, b, begin, end);
-    flat_run_of(p).run(p, b, begin, end, scratch);
+    kPlanes.run(p, b, begin, end, scratch);
   } else if (p.group) {
     Planes::at(scratch).run(b, begin, end);
   } else {

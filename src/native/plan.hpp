@@ -68,7 +68,7 @@ struct Plan {
   i64 tile_c;      // inner elements per task
   i64 rows_block;  // output rows per task
   i64 group;       // small planes taken at once; 0: one by one
-  i64 planes;      // 0, or into how many tasks a kernel for whole planes cuts each
+  i64 planes;      // 0, or into how many tasks a kernel that takes whole planes cuts each
 };
 
 struct Buffers {
@@ -111,12 +111,20 @@ struct FinishingRow {
   void* y;
 };
 
+// What a level exports for plans that are run plane by plane, without tiles of the host's.
+struct PlaneKernels {
+  i64 (*tasks)(const Plan&);        // 0, or into how many tasks a kernel that takes whole planes cuts each
+  const char* (*way)(const Plan&);  // where there is one, as are the others
+  i64 (*scratch_bytes)(const Plan&);
+  void (*run)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
+};
+
 // What one instruction-set level exports. A task is one (outer, inner block, d, row block, column tile).
 struct KernelTable {
   const char* name;
   bool (*fused)(const Plan&);       // whether a kernel for just these windows exists, which needs no tiles
   const char* (*way)(const Plan&);  // how rows are merged; depends on the tiles
-  i64 (*planes)(const Plan&);       // 0, or into how many tasks a kernel that takes whole planes cuts each
+  i64 (*planes)(const Plan&);       // what PlaneKernels::tasks says
   i64 (*scratch_bytes)(const Plan&, bool backward);
   void (*forward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
   // The same in two steps, for many small runs: what is worked out once stays in the scratch memory.

@@ -10,7 +10,7 @@ constexpr i64 kCacheBytes = 384 << 10;  // what kept rows may take of the L2 cac
 // Wide windows that overlap: merges of 1, 2, 4 … taps are made once and shared, log2(kernel) merges a position.
 inline bool doubles(const Axis& a) {
   const i64 levels = a.kernel > 1 ? 64 - __builtin_clzll(uint64_t(a.kernel)) : 1;
-  return a.kind == AxisKind::sliding && a.kernel > 6 && a.n_out > 1 && a.stride * (levels + 1) < a.kernel;
+  return a.kind == AxisKind::sliding && a.kernel > kNarrow && a.n_out > 1 && a.stride * (levels + 1) < a.kernel;
 }
 
 class VerticalMerge {

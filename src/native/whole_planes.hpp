@@ -5,7 +5,7 @@
 #pragma once
 #include "lanes.hpp"
 #include "new_rows.hpp"
-#include "scratch.hpp"
+#include "planes_run.hpp"
 
 namespace anypool {
 namespace {
@@ -17,7 +17,7 @@ class WholePlanes {
   using V = Vec<A, L>;
   using Memory = Lanes<T, A, L>;
   const Plan& p_;
-  const Buffers& buffers_;
+  const Buffers* buffers_ = nullptr;
   const i64 rows_, cols_;  // of a block
   const i64 blocks_;       // of a plane
   const i64 inside_;       // rows of a plane from which C whole vectors lie in it
@@ -29,9 +29,8 @@ class WholePlanes {
   // The power of two that C vectors of columns are padded to, in vectors; windows must be at least as wide as that.
   static constexpr int kPower = C <= 1 ? 1 : C <= 2 ? 2 : C <= 4 ? 4 : C <= 8 ? 8 : 16;
 
-  WholePlanes(const Plan& p, const Buffers& buffers)
+  WholePlanes(const Plan& p, Arena&)
       : p_(p),
-        buffers_(buffers),
         rows_(p.axis[1].n_in / p.axis[1].n_out),
         cols_(p.axis[2].n_in),
         blocks_(p.axis[1].n_out),
@@ -41,7 +40,8 @@ class WholePlanes {
     for (int c = 0; c < Loose; ++c) loose_[c] = Part(inside<L>((C - Loose + c) * L, cols_));
   }
 
-  void run(i64 begin, i64 end) const {  // blocks of all planes
+  void run(const Buffers& buffers, i64 begin, i64 end) {  // blocks of all planes
+    buffers_ = &buffers;
     for (i64 block = begin; block < end; block += together_) {
       const i64 n = lower(together_, end - block);
       NaNs<A, L> nan;
@@ -104,7 +104,7 @@ class WholePlanes {
   template <class Op>
   ANYPOOL_INLINE V columns(i64 plane, i64 row, NaNs<A, L>& nan) const {
     const i64 at = p_.n_outer == 1 ? plane * p_.x_outer[0] : outer_offset(p_, p_.x_outer, plane);
-    const T* x = static_cast<const T*>(buffers_.x) + at + row * cols_;
+    const T* x = static_cast<const T*>(buffers_->x) + at + row * cols_;
     V v[C];
     if (C == 1 && rows_ == 7)
       v[0] = few_rows<Op, 7>(x, inside_ - row, nan);
@@ -157,7 +157,7 @@ class WholePlanes {
     if (p_.finish == Finish::divide)
       v = v /
           splat<V>(A(p_.divisor == Divisor::constant ? p_.divisor_value : double(rows_) * double(cols_ / outputs_)));
-    T* y = static_cast<T*>(buffers_.y);
+    T* y = static_cast<T*>(buffers_->y);
     const auto at = [&](i64 i) {
       const i64 plane = blocks_ == 1 ? i : i / blocks_;
       return outer_offset(p_, p_.y_outer, plane) + (i - plane * blocks_) * p_.y_stride[1];
@@ -172,16 +172,14 @@ class WholePlanes {
   }
 };
 
-using WholeRun = void (*)(const Plan&, const Buffers&, i64 begin, i64 end);
-
 template <class T, class A, class Fast, class Careful>
-WholeRun whole_run(const Axis& w) {
+PlanesRun whole_run(const Axis& w) {
   const i64 vectors = ceil_div(w.n_in, kLanes<A>), width = w.n_in / w.n_out;
-#define ANYPOOL_WHOLE(C, LOOSE)                                                                       \
-  if (vectors <= C) {                                                                                 \
-    using Planes = WholePlanes<T, A, Fast, Careful, C, LOOSE>;                                        \
-    if (w.n_out > 1 && width < Planes::kPower) return nullptr;                                        \
-    return [](const Plan& p, const Buffers& b, i64 begin, i64 end) { Planes(p, b).run(begin, end); }; \
+#define ANYPOOL_WHOLE(C, LOOSE)                                \
+  if (vectors <= C) {                                          \
+    using Planes = WholePlanes<T, A, Fast, Careful, C, LOOSE>; \
+    if (w.n_out > 1 && width < Planes::kPower) return {};      \
+    return planes_run<Planes>();                               \
   }
   ANYPOOL_WHOLE(1, 1)
   ANYPOOL_WHOLE(2, 1)
@@ -191,10 +189,10 @@ WholeRun whole_run(const Axis& w) {
   ANYPOOL_WHOLE(8, 1)
   ANYPOOL_WHOLE(16, 8)
 #undef ANYPOOL_WHOLE
-  return nullptr;
+  return {};
 }
 template <class T, class A>
-WholeRun whole_run(const Plan& p) {
+PlanesRun whole_run(const Plan& p) {
   const Axis& w = p.axis[2];
   switch (p.merge) {
     case Merge::max: return whole_run<T, A, SelectNumbers<A, true>, Select<A, true>>(w);
@@ -214,20 +212,22 @@ inline bool tiles(const Axis& a) {
   return true;
 }
 
-// What runs a plan whose windows tile dense planes, or null.
-inline WholeRun whole_run_of(const Plan& p) {
+// For a plan whose windows tile dense planes, else nothing.
+inline PlanesRun whole_run_of(const Plan& p) {
   const i64 width = p.axis[2].n_out ? p.axis[2].n_in / p.axis[2].n_out : 0;
-  if (p.axis[2].n_out != 1 && (width < 2 || (width & (width - 1)) != 0)) return nullptr;
+  if (p.axis[2].n_out != 1 && (width < 2 || (width & (width - 1)) != 0)) return {};
   for (const Axis& a : p.axis)
-    if (!tiles(a)) return nullptr;
-  if (width == 2 && p.axis[1].kernel == 2 && p.axis[2].n_in >= 8) return nullptr;  // fused rows are faster
+    if (!tiles(a)) return {};
+  if (width == 2 && p.axis[1].kernel == 2 && p.axis[2].n_in >= 8) return {};  // fused rows are faster
   if (p.inner != 1 || p.axis[0].n_in != 1 || (p.axis[2].n_in > 1 && p.x_stride[2] != 1) ||
       (p.axis[1].n_in > 1 && p.x_stride[1] != p.axis[2].n_in) || p.adjoint || p.lift != Lift::none ||
       p.code != Code::none || p.out != p.in || p.merge == Merge::scaled_sum ||
       (p.finish != Finish::none && p.finish != Finish::divide))
-    return nullptr;
-  return with_float_types<WholeRun>(
+    return {};
+  PlanesRun found = with_float_types<PlanesRun>(
       p, [&](auto t, auto a) { return whole_run<typename decltype(t)::type, typename decltype(a)::type>(p); });
+  found.tasks = p.axis[1].n_out;
+  return found;
 }
 
 }  // namespace
