@@ -76,13 +76,18 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+# A server's whole socket shares its last-level cache. Of one of 300 MB, two cores copied 64 MB at 45 GB/s, 256 MB at 20
+# and 1 GB at 18: data far larger than a core's share is in memory, and four times the whole would take minutes a row.
+SHARE = 32 << 20
+
+
 def last_level_cache() -> int:
-    """Return the size of the last-level cache in bytes, 32 MB if the system does not say."""
+    """Return what the cores in use may count as their last-level cache, in bytes; 32 MB if the system does not say."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
         sizes.append(int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20}[text[-1]])
-    return max(sizes, default=32 << 20)
+    return min(max(sizes, default=SHARE), SHARE * threads())
 
 
 def machine() -> str:

@@ -20,9 +20,10 @@ ABOUT = f"""\
 Written by `make bench`. All times of a row are medians of runs taken in turn in one process, with as many threads for
 everybody; a result that differs from ours is not timed. Ours is compared with the NumPy backend first.
 
-- **size** {LARGER}: about four times the last-level cache; {CACHED}: an eighth of it, so that it stays there between
-  runs. Batch and channels are scaled, planes never. A turn begins when no thread is busy, and with untimed runs that
-  wake threads and fill the cache, the copy's like any other.
+- **size** {LARGER}: about four times the last-level cache, of which 32 MB count for each core in use, as others share
+  it; {CACHED}: an eighth of that, so that it stays there between runs. Batch and channels are scaled, planes never. A
+  turn begins when no thread is busy, and with untimed runs that wake threads and fill the cache, the copy's like any
+  other.
 - **ms**: ours with `out=`; **new**: with a result allocated in the call.
 - **of copy**: the time in which a copy reads and writes as many bytes as the pooling has to, divided by ours with
   `out=`. Bold: below what the family aims at.
