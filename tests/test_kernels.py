@@ -72,6 +72,12 @@ WINDOWS = {
     "wide rows, many planes": (
         (3, 23, 20, 20), False, {"kernel_size": (13, 13), "stride": 1, "padding": 6}, "wide rows",
     ),
+    "doubled rows, channels last": (
+        (1, 67, 30, 20), True, {"kernel_size": (13, 9), "stride": 1, "padding": (12, 4)}, "rows",
+    ),
+    "doubled rows, stride": (
+        (2, 3, 70, 40), False, {"kernel_size": (32, 16), "stride": 2, "padding": (31, 8)}, "rows",
+    ),
     "wide rows, blocks": ((1, 1, 150, 90), False, {"kernel_size": (7, 7), "stride": 1, "padding": 3}, "wide rows"),
     "pixels, 3x3": ((2, 70, 9, 11), True, {"kernel_size": (3, 3), "stride": 2, "padding": 1}, "fused rows"),
     "pixels, dilation": (

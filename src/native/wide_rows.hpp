@@ -187,9 +187,13 @@ class WideRows {
     Doubled<Op, Levels> doubled;
     const V none = splat<V>(Op::identity().a);
     const bool there = h >= 0 && h < p_.axis[1].n_in;
+    if (R == Role::adds && !there) {
+      __builtin_memcpy(keep, none_, size_t(pitch_) * sizeof(A));
+      return;
+    }
     const T* x = nullptr;
-    for (i64 plane = 0; plane < planes_; ++plane) {
-      x = there ? x_[plane] + h * p_.x_stride[1] + first_ : absent_;
+    for (i64 plane = 0; there && plane < planes_; ++plane) {
+      x = x_[plane] + h * p_.x_stride[1] + first_;
       T* to = edges_ + plane * vectors_ * L;
       const auto edge = [&](i64 i) {
         Memory::store(to + i * L, parts_[i].empty() ? none : Memory::load_part(x + i * L, parts_[i], none));
@@ -200,7 +204,7 @@ class WideRows {
     const struct {
       const T* from;
       i64 end;
-    } pieces[] = {{edges_, lo_}, {x, hi_}, {edges_, planes_ * vectors_}};
+    } pieces[] = {{edges_, there ? lo_ : 0}, {x, there ? hi_ : 0}, {there ? edges_ : absent_, planes_ * vectors_}};
     i64 i = 0;
     A* const so_far = so_far_;
     for (const auto& piece : pieces) {
