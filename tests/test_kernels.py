@@ -78,6 +78,13 @@ WINDOWS = {
     "doubled rows, stride": (
         (2, 3, 70, 40), False, {"kernel_size": (32, 16), "stride": 2, "padding": (31, 8)}, "rows",
     ),
+    "one column": ((2, 3, 131, 1), False, {"kernel_size": (3, 1), "stride": (2, 1), "padding": (1, 0)}, "fused rows"),
+    "one column of planes": (
+        (2, 3, 131, 1, 1), False, {"kernel_size": (64, 1, 1), "stride": 1, "padding": (32, 0, 0)}, "wide rows",
+    ),
+    "wide rows, every second plane": (
+        (2, 3, 5, 21, 30), False, {"kernel_size": (1, 9, 9), "stride": (2, 1, 1), "padding": (0, 4, 4)}, "wide rows",
+    ),
     "wide rows, blocks": ((1, 1, 150, 90), False, {"kernel_size": (7, 7), "stride": 1, "padding": 3}, "wide rows"),
     "pixels, 3x3": ((2, 70, 9, 11), True, {"kernel_size": (3, 3), "stride": 2, "padding": 1}, "fused rows"),
     "pixels, dilation": (
@@ -142,6 +149,33 @@ def test_floats(window, reduction, dtype):
             assert kernel in said.kernel or (kernel == "wide rows" and reduction not in ("max", "min"))
         native, reference = both(x, reduction, **arguments)
         assert tolerance.same_bits(native, reference), which
+
+
+@pytest.mark.parametrize("reduction", ["max", "min"])
+def test_wide_windows_of_views(reduction):
+    """Rows from last to first, every second row, one row many times, one channel many times."""
+    x = special((2, 3, 40, 131), np.dtype(np.float32), "infinities and zeros")
+    wide = {"axes": (2, 3), "kernel_size": (9, 20), "stride": 1, "padding": (4, 10)}
+    rows, channels = np.broadcast_to(x[:, :, :1], x.shape), np.broadcast_to(x[:, :1], x.shape)
+    for view in (x[:, :, ::-1], x[:, :, ::2], rows, channels):
+        reference = both(view, reduction, **wide)[1]
+        with ap.backends.use("native"):
+            out = np.empty(reference.shape, np.float32)  # rows that lie one after the other, whatever those of x do
+            assert tolerance.same_bits(ap.pool(view, reduction, out=out, **wide), reference)
+        if 0 not in view.strides:  # else the result lies otherwise, unless it is told where
+            assert "wide rows" in ap.explain(ap.pool, view, reduction, **wide).kernel
+
+
+@pytest.mark.parametrize("kernel", [(2**40 - 2**22 + 16, 4_194_240), (500_000, 1), (1, 50_000_000), (2**39, 2**39)])
+def test_windows_wider_than_memory(kernel):
+    """Rows of a block of these would take more than there is, or more than 64 bits can tell."""
+    x = np.array([[1, 3], [4, 2]], np.uint8)
+    windows = {"axes": (0, 1), "kernel_size": kernel, "stride": 1, "padding": tuple((k - 1, 0) for k in kernel)}
+    assert "wide rows" not in ap.explain(ap.pool, x, "max", **windows).kernel
+    rows, columns = (k > 1 for k in kernel)
+    wanted = np.maximum.accumulate(x, axis=0) if rows else x
+    wanted = np.maximum.accumulate(wanted, axis=1) if columns else wanted
+    np.testing.assert_array_equal(ap.pool(x, "max", **windows), wanted)
 
 
 # Windows of the list above whose rows are loaded first where they have to be lifted, or do not lie side by side.
@@ -279,6 +313,7 @@ CODED = {
     "2x2 s1": ((2, 3, 10, 41), {"kernel_size": (2, 2), "stride": 1, "padding": 1}),
     "3 s2, longer than a block": ((1, 2, 12_007), {"kernel_size": (3,), "stride": 2, "padding": 1}),
     "2": ((2, 3, 101), {"kernel_size": (2,)}),
+    "3 s2, one column": ((2, 3, 131, 1), {"kernel_size": (3, 1), "stride": (2, 1), "padding": (1, 0)}),
     "2x2x2": ((1, 2, 5, 6, 51), {"kernel_size": (2, 2, 2), "stride": 2, "padding": 1}),
 }
 

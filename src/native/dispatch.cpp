@@ -75,6 +75,18 @@ void make_sliding(Plan& p, Axis& a) {
   a.pad = pad, a.pad_hi = a.n_out - a.n_in + reach - pad;
 }
 
+// An array whose rows have one element is one of shorter rows: kernels look for neighbours along a row.
+void join_single_columns(Plan& p) {
+  const auto single = [](const Axis& a) {
+    return a.kind == AxisKind::sliding && a.n_in == 1 && a.n_out == 1 && a.kernel == 1 && a.pad == 0;
+  };
+  for (int i = 0; i < 2 && p.inner == 1 && single(p.axis[2]) && single(p.forward[2]); ++i) {
+    for (Axis* axes : {p.axis, p.forward}) std::rotate(axes, axes + 2, axes + 3);
+    for (i64* strides : {p.x_stride, p.y_stride, p.code_stride, p.aux_stride, p.post_stride})
+      std::rotate(strides, strides + 2, strides + 3);
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> built_levels() {
@@ -105,6 +117,7 @@ void Recipe::prepare() {
   kernels = chosen_kernels();
   Plan& p = plan;
   for (Axis& a : p.axis) make_sliding(p, a);
+  join_single_columns(p);
   i64 outer = 1;
   for (int a = 0; a < p.n_outer; ++a) outer *= p.outer[a];
   const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];

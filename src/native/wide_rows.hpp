@@ -10,49 +10,58 @@
 namespace anypool {
 namespace {
 
-constexpr i64 kWideRow = 8 << 10;                          // bytes of a tile's row, which is gone through several times
-constexpr i64 kWideKept = 256 << 10, kWideMost = 4 << 20;  // bytes of a block's rows: wanted, and at most
+constexpr i64 kWideRow = 8 << 10;     // bytes of a tile's row, which is gone through several times
+constexpr i64 kWideKept = 256 << 10;  // bytes of a block's rows, which should leave room in the L2 cache
+constexpr i64 kWideMost = 16 << 20;   // bytes of a block's rows, at most, where four windows do not fit that
 
-// How a plane is cut: columns into tiles, rows into blocks. Tasks that follow one another are blocks of one tile, which a
-// thread takes in one piece.
+// How planes are cut: columns into tiles, rows into blocks. Tasks that follow one another are blocks of one tile, which a
+// thread takes in one piece, or whole planes.
 struct WideCut {
   i64 tile, tiles, rows, blocks;
+  i64 row_bytes;  // of the columns that a tile sees
+  i64 many;       // planes at once, so that a row of all of them fills about 16 vectors
+  bool in_order;  // such planes are read in order first, as they stay in the cache
   explicit WideCut(const Plan& p) {
     const Axis &h = p.axis[1], &w = p.axis[2];
-    const i64 bytes = size_of(p.acc), fit = higher(kWideKept / (h.kernel * bytes) - w.kernel, 4 * w.kernel);
+    const i64 bytes = size_of(p.acc), fit = higher(kWideKept / bytes / h.kernel - w.kernel, 4 * w.kernel);
     tiles = ceil_div(w.n_out, lower(fit, higher(kWideRow / bytes, 4 * w.kernel)));
     tile = ceil_div(w.n_out, tiles);
+    row_bytes = round_up((tile + w.kernel - 1) * bytes, ANYPOOL_VECTOR_BYTES);
     i64 others = p.axis[0].n_out * tiles;
     for (int a = 0; a < p.n_outer; ++a) others *= p.outer[a];
     blocks = higher(1, lower(ceil_div(16, others), h.n_out / (2 * h.kernel)));
     rows = ceil_div(h.n_out, blocks);
     blocks = ceil_div(h.n_out, rows);
+    const i64 room = lower(16 * ANYPOOL_VECTOR_BYTES / row_bytes, kWideKept / row_bytes / h.kernel);
+    many = tasks_of_plane() == 1 ? higher(1, lower(kMost, room)) : 1;
+    in_order = many > 1 && h.n_in <= kWideKept / (many * w.n_in * size_of(p.in));
   }
   i64 tasks_of_plane() const { return tiles * blocks; }
-  i64 kept(const Plan& p) const { return p.axis[1].kernel * (tile + p.axis[2].kernel) * size_of(p.acc); }
+  bool fits(const Plan& p) const { return p.axis[1].kernel <= kWideMost / row_bytes; }
+  static constexpr int kMost = 8;
 };
 
 template <class T, class A, class Fast, class Careful>
 class WideRows {
   static constexpr int L = kLanes<A>;
   static constexpr i64 kLinesBytes = 8 << 10;
-  static constexpr int kMany = 8;  // planes at once, so that a row of all of them fills about 16 vectors
+  static constexpr int kMostLevels = L >= 16 ? 4 : L >= 8 ? 3 : L >= 4 ? 2 : 0;
   using V = Vec<A, L>;
   using Seen = NaNs<A, L>;
   const Plan& p_;
   const WideCut cut_;
   const i64 kh_, kw_;
-  const i64 vectors_;           // of the columns that a tile sees
-  const i64 many_;              // planes taken at once: several where rows fill few vectors
-  const i64 pitch_, lines_at_;  // of rows in scratch, in elements, and how many rows there are behind the first pass
-  const int levels_;            // columns are merged 2^levels_ at a time in registers
+  const i64 vectors_;        // of the columns that a tile sees
+  const i64 pitch_, line_;   // elements of a row in scratch, and of a line, which has room for what lags behind
+  const i64 lines_at_once_;  // that wait for the second pass
+  const int levels_;         // columns are merged 2^levels_ at a time in registers
   A *kept_, *so_far_, *none_, *lines_;
   T *absent_, *edges_;
   Part* parts_;
   i64 ow0_ = 0, outputs_ = 0;        // of the tile
   i64 first_ = 0, lo_ = 0, hi_ = 0;  // its first column; vectors [lo_, hi_) lie wholly inside
-  const T* x_[kMany];                // the planes that are taken at once, side by side
-  T* y_[kMany];
+  const T* x_[WideCut::kMost];       // the planes that are taken at once, side by side
+  T* y_[WideCut::kMost];
   i64 planes_ = 0;
 
   // What a row of inputs is for: it only adds to its block; it completes a row of windows; windows are one row high.
@@ -83,15 +92,15 @@ class WideRows {
         cut_(p),
         kh_(p.axis[1].kernel),
         kw_(p.axis[2].kernel),
-        vectors_(ceil_div(cut_.tile + kw_ - 1, L)),
-        many_(cut_.tasks_of_plane() == 1 ? higher(1, lower(kMany, 16 / vectors_)) : 1),
-        pitch_(pitch_of(many_ * vectors_ + 5)),
-        lines_at_(higher(1, kLinesBytes / (pitch_ * i64(sizeof(A))))),
+        vectors_(cut_.row_bytes / ANYPOOL_VECTOR_BYTES),
+        pitch_(pitch_of(cut_.many * vectors_)),
+        line_((cut_.many * vectors_ + kMostLevels + 1) * L),
+        lines_at_once_(higher(1, kLinesBytes / (line_ * i64(sizeof(A))))),
         levels_(levels_of(kw_)),
         kept_(arena.take_array<A>(kh_ > 1 ? kh_ * pitch_ : 0)),
-        so_far_(arena.take_array<A>(pitch_)),
+        so_far_(arena.take_array<A>(kh_ > 1 ? pitch_ : 0)),
         none_(arena.take_array<A>(kh_ > 1 ? pitch_ : 0)),
-        lines_(arena.take_array<A>(lines_at_ * pitch_)),
+        lines_(arena.take_array<A>(lines_at_once_ * line_)),
         absent_(arena.take_array<T>(kh_ > 1 ? pitch_ : 0)),
         edges_(arena.take_array<T>(pitch_)),
         parts_(arena.take_array<Part>(vectors_)) {
@@ -104,28 +113,25 @@ class WideRows {
     const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
     for (i64 task = begin, n; task < end; task += n) {
       const i64 block = task % cut_.blocks, tile = task / cut_.blocks % cut_.tiles;
-      n = many_ > 1 ? lower(end - task, many_) : lower(end - task, cut_.blocks - block);
-      planes_ = many_ > 1 ? n : 1;
+      planes_ = lower(end - task, cut_.many);
+      n = cut_.many > 1 ? planes_ : lower(end - task, cut_.blocks - block);
       place(tile * cut_.tile, lower(cut_.tile, w.n_out - tile * cut_.tile));
       for (i64 i = 0; i < planes_; ++i) {
         const i64 plane = task / cut_.tasks_of_plane() + i, od = plane % d.n_out, outer = plane / d.n_out;
         x_[i] = static_cast<const T*>(b.x) + outer_offset(p_, p_.x_outer, outer) + od * d.stride * p_.x_stride[0];
         y_[i] = static_cast<T*>(b.y) + outer_offset(p_, p_.y_outer, outer) + od * p_.y_stride[0] + ow0_;
-        for (i64 row = 0; many_ > 1 && row < h.n_in; ++row)
+        for (i64 row = 0; cut_.in_order && row < h.n_in; ++row)
           read_in_order(x_[i] + row * p_.x_stride[1], w.n_in * i64(sizeof(T)));
       }
-      const i64 oh0 = block * cut_.rows, oh1 = many_ > 1 ? h.n_out : lower(oh0 + n * cut_.rows, h.n_out);
+      const i64 oh0 = block * cut_.rows, oh1 = lower(oh0 + n * cut_.rows, h.n_out);
       if (pool<Fast>(oh0, oh1)) pool<Careful>(oh0, oh1);
     }
   }
 
  private:
-  // Rows a multiple of the page apart would share few sets of the cache.
+  // Rows a multiple of 1 KB apart would share few sets of the cache.
   static i64 pitch_of(i64 vectors) { return (vectors + (vectors * L * i64(sizeof(A)) % 1024 == 0 ? 1 : 0)) * L; }
-  static int levels_of(i64 kw) {
-    if (kw < 4 || L < 4) return 0;
-    return kw < 8 || L < 8 ? 2 : kw < 16 || L < 16 ? 3 : 4;
-  }
+  static int levels_of(i64 kw) { return kw < 4 ? 0 : int(lower(kw < 8 ? 2 : kw < 16 ? 3 : 4, kMostLevels)); }
   void place(i64 ow0, i64 outputs) {
     const i64 cols = p_.axis[2].n_in;
     if (ow0 == ow0_ && outputs == outputs_) return;
@@ -133,7 +139,7 @@ class WideRows {
     first_ = ow0 - p_.axis[2].pad;
     lo_ = lower(ceil_div(higher(-first_, 0), L), vectors_);
     hi_ = higher(lower((cols - first_) / L, vectors_), lo_);
-    if (many_ > 1) lo_ = hi_ = 0;
+    if (cut_.many > 1) lo_ = hi_ = 0;
     for (i64 i = 0; i < vectors_; ++i)
       if (i < lo_ || i >= hi_) parts_[i] = Part(inside<L>(first_ + i * L, cols));
   }
@@ -141,18 +147,13 @@ class WideRows {
   // Output rows [oh0, oh1) of the tile of each plane. Returns whether a NaN was there.
   template <class Op>
   bool pool(i64 oh0, i64 oh1) {
-    switch (levels_) {
-      case 0: return pool<Op, 0>(oh0, oh1);
-      case 2:
-        if constexpr (L >= 4) return pool<Op, 2>(oh0, oh1);
-        [[fallthrough]];
-      case 3:
-        if constexpr (L >= 8) return pool<Op, 3>(oh0, oh1);
-        [[fallthrough]];
-      default:
-        if constexpr (L >= 16) return pool<Op, 4>(oh0, oh1);
-        return false;
-    }
+    if constexpr (kMostLevels >= 2)
+      if (levels_ == 2) return pool<Op, 2>(oh0, oh1);
+    if constexpr (kMostLevels >= 3)
+      if (levels_ == 3) return pool<Op, 3>(oh0, oh1);
+    if constexpr (kMostLevels >= 4)
+      if (levels_ == 4) return pool<Op, 4>(oh0, oh1);
+    return pool<Op, 0>(oh0, oh1);
   }
   template <class Op, int Levels>
   bool pool(i64 oh0, i64 oh1) {
@@ -160,7 +161,7 @@ class WideRows {
     Seen nan;
     i64 waiting = 0;  // lines that have not become output
     for (i64 r = 0, at = 0; r < rows; ++r, at = at + 1 == kh_ ? 0 : at + 1) {
-      A *line = lines_ + waiting * pitch_, *slot = kept_ + at * pitch_;
+      A *line = lines_ + waiting * line_, *slot = kept_ + at * pitch_;
       if (kh_ == 1) {
         input_row<Op, Levels, Role::alone>(start + r, nullptr, nullptr, line, nan);
       } else {
@@ -172,7 +173,7 @@ class WideRows {
         if (at == kh_ - 1 && r + 1 < rows) merge_ends<Op>();
       }
       if (r < kh_ - 1) continue;
-      if (++waiting < lines_at_ && r + 1 < rows) continue;
+      if (++waiting < lines_at_once_ && r + 1 < rows) continue;
       output_rows<Op>(waiting, oh0 + r - kh_ + 2 - waiting);
       waiting = 0;
     }
@@ -257,7 +258,7 @@ class WideRows {
     for (; kw_ > 4 * width; width *= 4)
       for (i64 i = 0; i < n; ++i)
         for (i64 plane = 0; plane < planes_; ++plane) {
-          A* line = lines_ + i * pitch_ + (levels_ + plane * vectors_) * L;
+          A* line = lines_ + i * line_ + (levels_ + plane * vectors_) * L;
           for (A* at = line; at <= line + outputs_ + kw_ - 4 * width; at += L)
             store(at, pieces<Op, 4>(at, width, 3 * width));
         }
@@ -276,7 +277,7 @@ class WideRows {
     for (i64 plane = 0; plane < planes_; ++plane) {
       T* y = y_[plane] + oh * p_.y_stride[1];
       const A* line = lines_ + (levels_ + plane * vectors_) * L;
-      for (i64 i = 0; i < n; ++i, y += p_.y_stride[1], line += pitch_) {
+      for (i64 i = 0; i < n; ++i, y += p_.y_stride[1], line += line_) {
         for (i64 o = 0; o < whole; o += L) Memory::store(y + o, pieces<Op, N>(line + o, width, last));
         if (whole < outputs_) Memory::store_part(y + whole, pieces<Op, N>(line + whole, width, last), rest);
       }
@@ -300,14 +301,15 @@ inline PlanesRun wide_run_of(const Plan& p) {
     if (a.kind != AxisKind::sliding || a.n_in == 0 || a.n_out == 0) return {};
   const auto dense = [](const Axis& a) { return a.stride == 1 && (a.dilation == 1 || a.kernel == 1); };
   if (!dense(h) || !dense(w) || (h.kernel == 1 && h.n_out != h.n_in)) return {};
-  if (h.kernel <= kNarrow && w.kernel <= kNarrow) return {};
+  const auto shares = [](const Axis& a) { return a.kernel > kNarrow && a.n_out > 1; };
+  if (!shares(h) && !shares(w)) return {};
   if (d.kernel != 1 || d.pad != 0 || (d.n_out - 1) * d.stride >= d.n_in) return {};
   if (p.inner != 1 || (p.x_stride[2] != 1 && w.n_in > 1) || (p.y_stride[2] != 1 && w.n_out > 1) || p.adjoint ||
       p.lift != Lift::none || p.finish != Finish::none || p.code != Code::none || p.out != p.in ||
       (p.merge != Merge::max && p.merge != Merge::min))
     return {};
   const WideCut cut(p);
-  if (cut.kept(p) > kWideMost) return {};
+  if (!cut.fits(p)) return {};
   const auto run = [&](auto t, auto a) {
     using T = typename decltype(t)::type;
     using A = typename decltype(a)::type;
