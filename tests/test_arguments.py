@@ -122,6 +122,26 @@ BAD = [
         ValueError,
         ("_random_samples", "(2, 3)"),
     ),
+    (
+        lambda: ap.fractional_max_pool2d(X2, 2, 3, _random_samples=np.linspace(0, 1.5, 12).reshape(2, 3, 2)),
+        ValueError,
+        ("_random_samples must be in [0, 1], got 0.0 … 1.5", "x: (2, 3, 9, 8)"),
+    ),
+    (
+        lambda: ap.fractional_max_pool2d(X2, 2, 3, _random_samples=np.full((2, 3, 2), np.nan)),
+        ValueError,
+        ("_random_samples must be in [0, 1], got nan … nan", "x: (2, 3, 9, 8)"),
+    ),
+    (
+        lambda: ap.vjp(ap.max_unpool1d, np.ones((1, 2, 2), int), np.zeros((1, 2, 2), int), 2),
+        TypeError,
+        ("vjp needs floating-point x, got int64", "x: (1, 2, 2)"),
+    ),
+    (
+        lambda: ap.backends.use("numpy").__enter__(),
+        ValueError,
+        ("backend must be one of native, reference, got 'numpy'", ""),
+    ),
     # 64 bits are checked, not wrapped
     (lambda: ap.max_pool1d(X1, HUGE, padding=HUGE), ValueError, ("", "")),
     (lambda: ap.max_pool1d(X1, 2**70), ValueError, ("kernel_size", str(2**70))),
@@ -235,6 +255,9 @@ def test_explaining_these_for_tensors():
         ap.explain(ap.max_unpool2d, y, places + 64, 2)
     with pytest.raises(TypeError, match="indices must be a tensor of int64, got ndarray"):
         ap.explain(ap.max_unpool2d, y, places.numpy(), 2)
+    explained = ap.explain(ap.max_unpool2d, y.to("meta"), places.to("meta"), 2)
+    assert (explained.backend, explained.isa) == ("torch", "meta")
+    assert explained.output_shape == ap.max_unpool2d(y.to("meta"), places.to("meta"), 2).shape == (2, 3, 8, 8)
     state = torch.get_rng_state()
     explained = ap.explain(ap.fractional_max_pool2d, x, 2, 3)
     assert torch.equal(torch.get_rng_state(), state)

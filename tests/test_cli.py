@@ -6,9 +6,12 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import threading
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +152,53 @@ def test_a_palette_is_converted_with_a_note(run, transparent, mode):
         with Image.open("in.png") as original:
             colours = np.asarray(original.convert(mode))
         np.testing.assert_array_equal(np.asarray(image), blocks(colours).max(axis=2))
+
+
+@pytest.mark.parametrize(("mode", "picture"), [("L", pixels(8, 8)), ("RGB", pixels(8, 8, 3))])
+def test_a_transparent_colour_becomes_alpha_with_a_note(run, mode, picture):
+    colour = picture[0, 0].tolist()
+    Image.fromarray(picture).save("in.png", transparency=colour if mode == "L" else tuple(colour))
+    status, _, err = run("pool", "in.png", "out.png")
+    assert status == 0
+    assert f"transparent colour converted to {mode}A" in err
+    flat = picture.reshape(8, 8, -1)
+    alpha = np.where((flat == flat[0, 0]).all(axis=2, keepdims=True), 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(picture_in("out.png"), blocks(np.concatenate([flat, alpha], axis=2)).max(axis=2))
+
+
+def test_colours_that_were_multiplied_by_alpha_are_divided_with_a_note(run):
+    """A TIFF says so by a 1 in the place of the 2 that Pillow writes; 20 of 51 in 255 was 100."""
+    stored = np.empty((8, 8, 2), np.uint8)
+    stored[:, :4], stored[:, 4:] = (20, 51), (70, 255)
+    Image.fromarray(stored, "LA").save("in.tif")
+    data = Path("in.tif").read_bytes()
+    tag = struct.pack("<HHIH", 338, 3, 1, 2)
+    assert data.count(tag) == 1
+    Path("in.tif").write_bytes(data.replace(tag, struct.pack("<HHIH", 338, 3, 1, 1)))
+    status, _, err = run("pool", "in.tif", "out.tif")
+    assert status == 0
+    assert "mode La converted to LA" in err
+    pooled = picture_in("out.tif")
+    assert pooled.shape == (4, 4, 2)
+    assert (pooled[:, :2] == (100, 51)).all()
+    assert (pooled[:, 2:] == (70, 255)).all()
+
+
+def test_colours_of_16_bits_are_read_as_8_and_that_is_said(run):
+    colours = pixels(8, 8, 3, dtype=np.uint16)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
+    Path("in.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+    status, _, err = run("pool", "in.png", "out.png")
+    assert status == 0
+    assert err == "anypool: note: in.png: Pillow reads 16-bit colour as 8-bit; use an .npy to keep all bits\n"
+    np.testing.assert_array_equal(picture_in("out.png"), blocks((colours >> 8).astype(np.uint8)).max(axis=2))
 
 
 def test_a_photograph_is_turned_upright(run):
@@ -364,6 +414,7 @@ def test_labels_and_draws(run):
         (np.array(SIGNAL), []),
         (RNG.normal(size=(3, 400)), ["--axes", "1", "--kernel", "25"]),
         (RNG.normal(size=30), ["--kernel", "30"]),
+        (RNG.normal(size=400), ["--kernel", "3"]),
         (RNG.normal(size=(60, 60)), ["--kernel", "60"]),
         (RNG.normal(size=(1, 60)), ["--kernel", "1x2"]),
         (np.zeros((20, 20), bool), []),
@@ -380,12 +431,44 @@ def test_a_figure_of_an_array(run, x, options):
         assert np.asarray(figure.convert("L")).std() > 10  # not an empty page
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "n", "shown"),
+    [
+        (3, 3, 400, range(66, 72)),
+        (3, 1, 400, range(199, 215)),
+        (4, 12, 400, range(17, 19)),
+        (25, 1, 400, range(188, 189)),
+        (2, 2, 20, range(1, 10)),
+    ],
+)
+def test_boxes_are_of_the_windows_around_the_middle(kernel, stride, n, shown):
+    """As many as see 18 inputs together: first those behind the middle, then those before it; one at the least."""
+    from anypool.cli import signals
+    from anypool.windows import Sliding
+
+    assert signals._middle(Sliding(n, (n - kernel) // stride + 1, kernel, 1, stride)) == shown
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "CMYK"])
 @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg", ".jpg"])
 def test_a_figure_of_an_image(run, mode, suffix):
     Image.fromarray(pixels(64, 96, 3)).convert(mode).save("in.tif")
     assert run("pool", "in.tif", "out.tif", "--op", "mean", "--show", "figure" + suffix)[0] == 0
     assert Path("figure" + suffix).stat().st_size > 1000
+
+
+def test_lab_is_drawn_as_the_numbers_it_holds(run):
+    """Pillow has no conversion for it."""
+    picture = pixels(64, 96, 3)
+    Image.frombytes("LAB", (96, 64), picture.tobytes()).save("in.tif")
+    assert run("pool", "in.tif", "out.tif", "--op", "min", "--show", "figure.png")[0] == 0
+    with Image.open("out.tif") as image:
+        assert image.mode == "LAB"
+        np.testing.assert_array_equal(np.asarray(image), blocks(picture).min(axis=2))
+    from anypool.cli import show
+
+    np.testing.assert_array_equal(show._rgb(picture, "LAB"), picture)
+    assert Path("figure.png").stat().st_size > 1000
 
 
 def test_the_demo(run):
@@ -421,6 +504,19 @@ def test_info(run):
     assert found["native"]["threads"] >= 1
 
 
+def test_info_without_the_native_core(run, monkeypatch):
+    from anypool import backends
+
+    monkeypatch.setitem(sys.modules, "anypool.backends.native", None)
+    monkeypatch.delattr(backends, "native", raising=False)
+    status, out, err = run("info")
+    assert (status, err) == (0, "")
+    (line,) = [line for line in out.splitlines() if line.startswith("native core")]
+    assert re.fullmatch(r"native core +not available: .*anypool\.backends\.native.*", line)
+    assert "threads" not in out
+    assert "anypool.backends.native" in json.loads(run("info", "--json")[1])["native"]["missing"]
+
+
 def test_help_and_version(run):
     status, out, _ = run()
     assert status == 0
@@ -442,6 +538,23 @@ def in_new_process(*arguments, **options):
 def test_as_a_module():
     done = in_new_process("-m", "anypool", "pool", "none.npy", "out.npy")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "anypool: IN does not exist: none.npy\n")
+
+
+def test_importing_the_module_runs_nothing():
+    done = in_new_process("-c", "import anypool.__main__ as m, anypool.cli; print(m.main is anypool.cli.main)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_in_a_thread(run):
+    """Only the main thread may set a handler of signals."""
+    np.save("x.npy", np.array(SIGNAL))
+    before, found = signal.getsignal(signal.SIGTERM), []
+    worker = threading.Thread(target=lambda: found.append(cli.main(["pool", "x.npy", "out.npy"])))
+    worker.start()
+    worker.join()
+    assert found == [0]
+    np.testing.assert_array_equal(np.load("out.npy"), [4, 0, 2, 3, 3])
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_library_imports_nothing_of_the_command_line():
@@ -484,6 +597,8 @@ def old():
     Image.fromarray(pixels(8, 8, 3)).save("in.png")
     Path("out.npy").write_bytes(b"old")
     Path("out.png").write_bytes(b"old")
+    Path("folder.npy").mkdir()
+    Path("folder.png").mkdir()
 
 
 @pytest.mark.parametrize(
@@ -543,6 +658,8 @@ def old():
         (["pool", "in.png", "out.png", "--op", "sum"], ["OUT", "int64", "out.png", ".npy"]),
         (["pool", "in.png", "out.png", "--op", "mean", "--dtype", "float32"], ["OUT", "float32", "out.png"]),
         (["pool", "in.npy", "out.png"], ["OUT", "float64", "(4, 4)", "out.png"]),
+        (["pool", "in.npy", "folder.npy"], "OUT is not a file: folder.npy"),
+        (["pool", "in.npy", "out.npy", "--show", "folder.png"], "--show is not a file: folder.png"),
         (["demo", "--out", "none/deeper"], ["--out", "none"]),
         (["demo", "--out", "in.npy"], ["--out", "in.npy"]),
     ],
@@ -552,7 +669,17 @@ def test_bad_arguments(refused, old, arguments, words):
     refused(*arguments, words=words)
 
 
-def test_transparency_does_not_fit_a_jpeg(refused):
+def test_a_folder_that_is_not_writable(refused, old, monkeypatch):
+    """Asked of the system, which lets root write anywhere."""
+    Path("locked").mkdir()
+    asked = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and asked(path, mode))
+    words = "the folder locked is not writable: locked/"
+    refused("pool", "in.npy", "locked/out.npy", words="OUT: " + words + "out.npy")
+    refused("pool", "in.npy", "out.npy", "--show", "locked/f.png", words="--show: " + words + "f.png")
+
+
+def test_a_jpeg_takes_no_transparency(refused):
     Image.fromarray(pixels(8, 8, 4)).save("in.png")
     Path("out.jpg").write_bytes(b"old")
     refused("pool", "in.png", "out.jpg", words=["OUT", "RGBA", "JPEG", "out.jpg"])
@@ -632,6 +759,26 @@ def test_a_missing_typer_is_named_with_the_extra(refused, monkeypatch):
     refused("info", words=["Typer", 'pip install "anypool[cli]"'])
 
 
+def test_what_is_no_fault_of_the_user_is_a_traceback(monkeypatch, old):
+    """And leaves every file as it was; a module of ours that is missing is not blamed on Typer."""
+
+    def broken(*_):
+        raise RuntimeError("a mistake of ours")
+
+    before = contents(Path())
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", broken)
+        with pytest.raises(RuntimeError, match="a mistake of ours"):
+            cli.main(["pool", "in.npy", "out.npy"])
+    assert contents(Path()) == before
+    monkeypatch.setitem(sys.modules, "anypool.cli.timing", None)
+    monkeypatch.delitem(sys.modules, "anypool.cli.commands")
+    monkeypatch.delattr(cli, "commands")
+    monkeypatch.delattr(cli, "timing")
+    with pytest.raises(ModuleNotFoundError, match=r"anypool\.cli\.timing"):
+        cli.main(["info"])
+
+
 # --- failures while writing -----------------------------------------------------------------------------------------
 
 
@@ -657,6 +804,23 @@ def test_a_failure_leaves_every_file_as_it_was(refused, old, monkeypatch, failur
 
     monkeypatch.setattr(*((files, "write") if where == "OUT" else (show, "save")), fail)
     refused("pool", "in.npy", "out.npy", "--show", "figure.png", words=word, status=status)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (OSError(28, "No space left on device"), 1, "cannot write: No space left on device; no file was changed"),
+        (OSError("encoder error -2"), 2, "OUT cannot be written as PNG: out.png: encoder error -2"),
+    ],
+    ids=["the disk", "the picture"],
+)
+def test_what_failed_in_a_picture(refused, old, monkeypatch, error, status, words):
+    def fail(image, file, **_):
+        file.write(b"half of the file")
+        raise error
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    refused("pool", "in.png", "out.png", words=words, status=status)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

@@ -12,8 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import anypool as ap
+from anypool import _native
 from anypool.backends import native
 
 HERE = Path(__file__).parent
@@ -108,6 +111,41 @@ def test_tensors_are_arrays(isa, threads):
     assert found["info"]["thread_pool"] == "pytorch"
     assert_pairs(found["tensors"])
     assert_same(found, run(levels()[0], 1, "tensors"), f"{isa} with {threads} threads and {levels()[0]} with one")
+
+
+def test_a_cpu_without_kernels(monkeypatch):
+    """Everything runs on the other backend and says why; what asks for kernels is refused."""
+    monkeypatch.setattr(_native, "isa", lambda: "")
+    why = "no kernels for this CPU or ANYPOOL_ISA; built: " + ", ".join(_native.isa_built())
+    x = np.random.default_rng(0).standard_normal((2, 7, 43))
+    query = np.arange(43.0)
+    explained = ap.explain(ap.max_pool1d, x, 5, 3)
+    assert (explained.backend, explained.notes) == ("reference", (f"native: {why}",))
+    windows = np.lib.stride_tricks.sliding_window_view(x, 5, axis=-1)[..., ::3, :]
+    assert np.array_equal(ap.max_pool1d(x, 5, 3), windows.max(-1))
+    np.testing.assert_allclose(ap.pool_tokens(x, "mean"), x.mean(1), rtol=1e-14)
+    scores = np.exp(x @ query * 0.01)
+    wanted = (scores[..., None] * x).sum(1) / scores.sum(1, keepdims=True)
+    np.testing.assert_allclose(ap.attention_pool(x, query, scale=0.01), wanted, rtol=1e-12)
+    with ap.backends.use("native"):
+        for call in (
+            lambda: ap.max_pool1d(x, 5, 3),
+            lambda: ap.pool_tokens(x, "mean"),
+            lambda: ap.attention_pool(x, query),
+        ):
+            with pytest.raises(NotImplementedError, match=f"the native backend cannot run this: {why}"):
+                call()
+    level = _native.isa_built()[0]
+    monkeypatch.setenv("ANYPOOL_ISA", level)
+    with pytest.raises(ValueError, match=f"ANYPOOL_ISA is '{level}', which this CPU cannot run"):
+        native.check_environment()
+
+
+def test_a_numpy_that_lies_otherwise_is_refused(monkeypatch):
+    """Kernels take an array's address from where NumPy has always kept it."""
+    monkeypatch.setattr(_native, "data_pointer", lambda array: 0)
+    with pytest.raises(ImportError, match="this NumPy lays out its arrays as no NumPy did that anypool knows"):
+        native.check_environment()
 
 
 @pytest.mark.parametrize(

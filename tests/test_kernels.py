@@ -14,6 +14,7 @@ import pytest
 import anypool as ap
 import cases
 import tolerance
+from anypool import operation
 
 HALVES = [
     name for name in ("float16", "bfloat16") if name in {d if isinstance(d, str) else d.name for d in cases.HALVES}
@@ -410,3 +411,51 @@ def test_gradients_of_powers(p, dtype):
     # with signs, where sums cancel: what both make of the same y
     signed = [gradient(backend, x, ap.lp_pool2d, norm_type=p) for backend in ("native", "reference")]
     np.testing.assert_allclose(*signed, rtol=bound, atol=bound * 1e-2 if dtype == "float16" else 1e-30)
+
+
+# ---- how backends cut and remember their work ------------------------------------------------------------------------
+
+
+def test_arrays_of_ever_new_strides():
+    """What is compiled for one shape is kept for a bounded number of strides."""
+    wide = cases.rng(0).standard_normal((3, 8, 8 * 80)).astype(np.float32)
+    mask = cases.rng(1).random((3, 8, 8)) < 0.7
+    call = ap.pool.call(wide[..., :8].copy(), "max", (2, 3), stride=1)
+    job = operation.resolve(call.x, call.what).job
+    largest, before = 0, len(job.compiled)
+    for step in range(1, 80):
+        x = wide[..., : 8 * step : step]
+        assert np.array_equal(ap.pool(x, "max", (2, 3), stride=1), ap.pool(x.copy(), "max", (2, 3), stride=1))
+        masked = ap.pool(x, "max", (2, 3), stride=1, mask=mask)
+        assert tolerance.same_bits(masked, ap.pool(x.copy(), "max", (2, 3), stride=1, mask=mask))
+        largest = max(largest, len(job.compiled))
+    assert before < largest <= 64
+
+
+def test_more_axes_than_kernels_know():
+    x = cases.rng(0).standard_normal((2, *(1,) * 16, 5))
+    explained = ap.explain(ap.pool, x, "max", 2, axes=-1)
+    assert explained.backend == "reference"
+    assert explained.notes == ("native: more than 16 axes that are not pooled",)
+    y = ap.pool(x, "max", 2, axes=-1)
+    assert y.shape == (2, *(1,) * 16, 2)
+    assert np.array_equal(y, np.maximum(x[..., 0:4:2], x[..., 1:4:2]))
+    with ap.backends.use("native"), pytest.raises(NotImplementedError, match="more than 16 axes that are not pooled"):
+        ap.pool(x, "max", 2, axes=-1)
+
+
+@pytest.mark.parametrize("axes", [(1, 2), (0, 2), (0, 1, 2, 3)])
+@pytest.mark.parametrize("reduction", ["max", "min", "sum", "mean", "lp", "logsumexp"])
+def test_pieces_of_the_reference_do_not_matter(reduction, axes, monkeypatch):
+    from anypool.backends import reference
+
+    x = cases.rng(2).standard_normal((3, 7, 8, 5))
+    found = []
+    with ap.backends.use("reference"):
+        for piece in (4 << 20, 300, 1):
+            monkeypatch.setattr(reference, "_PIECE", piece)
+            y, pullback = ap.vjp(ap.pool, x, reduction, 2, axes=axes, padding=1)
+            found.append((y, pullback(cases.rng(3).standard_normal(y.shape))))
+    for y, grad in found[1:]:
+        assert tolerance.same_bits(y, found[0][0])
+        assert tolerance.same_bits(grad, found[0][1])

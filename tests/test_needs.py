@@ -101,6 +101,21 @@ def test_bins_that_do_not_divide(n, outputs, backend):
     assert largest[0].tolist() == places[0].tolist() == [b.max() for b in bins]
 
 
+@pytest.mark.parametrize(("n", "outputs"), [(7, 3), (10, 7), (5, 8), (13, 4), (1, 3)])
+def test_bins_are_told(n, outputs):
+    """`explain` says which inputs each output sees, where windows are bins or drawn."""
+    windows = ap.explain(ap.adaptive_avg_pool1d, np.ones((2, n)), outputs).windows
+    assert [windows.axes[0].taps(o) for o in range(outputs)] == [
+        range(i * n // outputs, -(-(i + 1) * n // outputs)) for i in range(outputs)
+    ]
+    samples = np.full((1, 1, 2), 0.5)
+    drawn = ap.explain(ap.fractional_max_pool2d, np.ones((1, 9, 12)), 2, 4, _random_samples=samples).windows
+    _, places = ap.fractional_max_pool2d(np.arange(108.0).reshape(1, 9, 12), 2, 4, None, True, samples)
+    lasts = [[axis.taps(o)[-1] for o in range(4)] for axis in drawn.axes]
+    assert places[0].tolist() == [[12 * row + column for column in lasts[1]] for row in lasts[0]]
+    assert all(len(axis.taps(o)) == 2 for axis in drawn.axes for o in range(4))
+
+
 # ---- arguments, and large arrays -------------------------------------------------------------------------------------
 
 

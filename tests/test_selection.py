@@ -415,6 +415,33 @@ def test_windows_in_the_padding_beside_others(backend):
     assert y.tolist() == [0, 1, 2, 0]
 
 
+def test_arguments_that_leave_nothing_out():
+    """An ``empty`` that no window needs changes neither results nor gradients."""
+    x = cases.rng(5).standard_normal((2, 3, 8))
+    for function, args in ((ap.avg_pool1d, (3, 2, 1)), (ap.max_pool1d, (2,))):
+        y, pullback = ap.vjp(function, x, *args, empty=-1.0)
+        wanted, pull = ap.vjp(function, x, *args)
+        g = cases.rng(6).standard_normal(y.shape)
+        assert tolerance.same_bits(y, wanted)
+        assert tolerance.same_bits(pullback(g), pull(g))
+
+
+@pytest.mark.parametrize(("shape", "grad"), [((0, 3, 4), (0, 3, 2)), ((2, 3, 0), (2, 3, 2))])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "lp"])
+def test_gradients_of_nothing(reduction, shape, grad, backend):
+    x = np.ones(shape)
+    padding = 2 if shape[2] == 0 else 0
+    y, pullback = ap.vjp(ap.pool, x, reduction, 2, axes=2, padding=padding, mask=np.ones(shape[2], bool), empty=3.0)
+    assert y.shape == grad
+    assert (y == 3).all()
+    assert pullback(np.ones(grad)).shape == shape
+    y, pullback = ap.vjp(ap.adaptive_avg_pool1d, np.ones((2, 3, 4)), 0, mask=np.ones(4, bool))
+    assert y.shape == (2, 3, 0)
+    found = pullback(y)
+    assert found.shape == (2, 3, 4)
+    assert not found.any()
+
+
 def test_no_gradient_of_a_tensor_either():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     for x, mask in ((np.ones(4), np.ones(4, bool)), (torch.ones(4), torch.ones(4, dtype=torch.bool))):

@@ -123,6 +123,50 @@ def test_padded_batches_and_places_that_go_on():
     np.testing.assert_allclose(state.result(), whole, rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["mean", "max", "std", ["first", "weightedmean"], "attention"])
+def test_states_without_an_update(kind):
+    """Merging one changes nothing, merging into one takes over what the other has seen; both go through pickle."""
+    x = np.random.default_rng(9).standard_normal((2, 8, 3))
+    given = {"query": np.ones(3)} if kind == "attention" else {}
+    blank, seen = ap.PoolState(kind, **given), ap.PoolState(kind, **given).update(x, lengths=[8, 0])
+    blank = pickle.loads(pickle.dumps(blank))
+    assert (blank.rows, blank.count.tolist(), blank.partials) == (0, [], [])
+    with pytest.raises(ValueError, match="result needs an update first"):
+        blank.result()
+    before = seen.result()
+    assert seen.merge(blank) is seen
+    assert tolerance.same_bits(seen.result(), before)
+    assert blank.merge(seen) is blank
+    assert tolerance.same_bits(blank.result(), before)
+    blank.update(x[1:], rows=[1], start=0)
+    assert tolerance.same_bits(seen.result(), before)
+    whole = ap.attention_pool(x, **given) if kind == "attention" else ap.pool_tokens(x, kind)
+    np.testing.assert_allclose(blank.result(), whole, rtol=1e-12)
+    assert ap.PoolState(kind, **given).merge(ap.PoolState(kind, **given)).rows == 0
+
+
+def test_one_start_for_all_rows():
+    x = np.random.default_rng(10).standard_normal((2, 9, 3))
+    whole = ap.PoolState("max", return_indices=True).update(x).result()
+    state = ap.PoolState("max", return_indices=True).update(x[:, 4:], start=4).update(x[:, :4], start=np.int64(0))
+    for got, wanted in zip(state.result(), whole, strict=True):
+        assert tolerance.same_bits(got, wanted)
+    np.testing.assert_array_equal(whole[1], x.argmax(1))
+    heavy = ap.PoolState("weightedmean").update(x[:, 4:], start=4).result()
+    by = np.arange(5, 10)[:, None]
+    np.testing.assert_allclose(heavy, (x[:, 4:] * by).sum(1) / by.sum(), rtol=1e-12)
+
+
+def test_results_that_are_integers():
+    x = np.array([[3, -7], [5, 2]])
+    state = ap.PoolState("sum").update(x, rows=[1])
+    with pytest.raises(ValueError, match="row 0 has no token: for int64 results empty must be an integer"):
+        state.result()
+    state = ap.PoolState("sum", empty=-1).update(x, rows=[1])
+    assert state.result().dtype == np.int64
+    assert state.result().tolist() == [[-1, -1], [8, -5]]
+
+
 def test_counts_beyond_float32():
     """2**24 tokens and one more: a count or a sum in float32 would stand still."""
     state = ap.PoolState(["sum", "mean"])
@@ -135,8 +179,40 @@ def test_counts_beyond_float32():
     assert state.result()[0, 1] == 1
 
 
+def test_what_is_unpickled_must_fit_together():
+    x, query = np.ones((4, 3)), np.ones((2, 3))
+    held = ap.PoolState("attention", query=query).update(x).__getstate__()
+    other = ap.PoolState("attention", query=np.ones((1, 3))).update(x).__getstate__()
+    for wrong, message in (
+        (held | {"partials": other["partials"]}, "1 heads for 2 queries"),
+        (held | {"count": np.array([-4])}, "counts must be int64 and not negative"),
+        (held | {"partials": [{"value": np.zeros((1, 2, 3))}]}, "the arrays do not belong together"),
+        ({k: v for k, v in held.items() if k != "count"}, "'count'"),
+    ):
+        with pytest.raises(ValueError, match=f"this is not the state of a PoolState: .*{message}"):
+            ap.PoolState.__new__(ap.PoolState).__setstate__(wrong)
+    state = ap.PoolState.__new__(ap.PoolState)
+    state.__setstate__(held)
+    assert state.result().tolist() == [[[1.0] * 3] * 2]
+
+
 def test_bad_arguments():
     x = np.ones((4, 3))
+    for given in ({"weighted": True}, {"return_indices": True}):
+        with pytest.raises(ValueError, match="attention has neither weights nor indices"):
+            ap.PoolState("attention", query=np.ones(3), **given)
+    with pytest.raises(ValueError, match="other must hold 3 features of float64, got 2 of float64"):
+        ap.PoolState("mean").update(x).merge(ap.PoolState("mean").update(x[:, :2]))
+    with pytest.raises(ValueError, match="other must hold 3 features of float64, got 3 of float32"):
+        ap.PoolState("mean").update(x).merge(ap.PoolState("mean").update(x.astype(np.float32)))
+    for start, error, message in (
+        (-1, ValueError, "start must be >= 0, got -1"),
+        (1.5, TypeError, "start must be an int, got 1.5"),
+        ([1, 2], ValueError, r"start must be one int in \[0, 2\*\*62\) or 1, got \[1, 2\]"),
+        ([-3], ValueError, r"or 1, got \[-3\] \(x: \(4, 3\)\)"),
+    ):
+        with pytest.raises(error, match=message):
+            ap.PoolState("mean").update(x, start=start)
     with pytest.raises(ValueError, match="result needs an update first"):
         ap.PoolState("mean").result()
     with pytest.raises(ValueError, match="reduction must be one of"):

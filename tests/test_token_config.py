@@ -79,6 +79,8 @@ def test_names_of_other_systems(system):
             assert ap.TokenPooling.from_mode(mode, system).reduction == (ours,)
     with pytest.raises(ValueError, match=f"mode must be one of .* of {system}, got 'pool'"):
         ap.TokenPooling.from_mode("pool", system)
+    with pytest.raises(ValueError, match=rf"mode must name at least one mode of {system}, got \[\]"):
+        ap.TokenPooling.from_mode([], system)
     with pytest.raises(ValueError, match="system must be one of"):
         ap.TokenPooling.from_mode("cls", "mine")
 
@@ -125,6 +127,13 @@ def test_the_module_takes_padded_and_flattened_features(tmp_path):
     given = {"token_embeddings": x, "cls_token_embeddings": x[:, 5], "token_weights_sum": torch.tensor([2.0, 4.0, 8.0])}
     wanted = torch.cat([x[:, 5], x.sum(1) / torch.tensor([[2.0], [4.0], [8.0]])], 1)
     torch.testing.assert_close(module(given)["sentence_embedding"], wanted)
+    pooling = ap.TokenPooling.from_mode(["max", "mean_sqrt_len_tokens", "mean"], "sentence-transformers")
+    module = TokenPooling(pooling)
+    assert module.pooling is pooling
+    total = given["token_weights_sum"][:, None]
+    wanted = torch.cat([x.amax(1), x.sum(1) / total.sqrt(), x.sum(1) / total], 1)
+    found = module({"token_embeddings": x, "token_weights_sum": total[:, 0]})["sentence_embedding"]
+    torch.testing.assert_close(found, wanted)
     with pytest.raises(NotImplementedError, match="token_weights_sum with weightedmean"):
         TokenPooling("weightedmean")({"token_embeddings": x, "token_weights_sum": torch.ones(3)})
 

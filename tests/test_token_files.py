@@ -95,6 +95,22 @@ def test_columns_that_hold_something_else(column, message):
         pool_column(pa.table({"tokens": column}), "tokens", "mean")
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: vectors([np.ones((2, 3)), np.ones((1, 4))]),
+         r"rows must be arrays \(tokens, dim\) of one dim, got shapes \[\(2, 3\), \(1, 4\)\]"),
+        (lambda: vectors([np.ones((2, 3)), np.ones(3)]), r"of one dim, got shapes \[\(2, 3\), \(3,\)\]"),
+        (lambda: vectors([]), r"of one dim, got shapes \[\]"),
+        (lambda: pool_array(pa.chunked_array([], vectors([np.ones((2, 3))]).type), "mean", "tokens"),
+         "^tokens has no rows$"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_no_column(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_a_column_that_is_not_there():
     with pytest.raises(KeyError, match="no column 'x'; there are a, b"):
         pool_column(pa.table({"a": [1], "b": [2]}), "x", "mean")
@@ -113,6 +129,7 @@ def test_arrays(tmp_path, run):
     for name, array in {"mask": mask, "lengths": lengths, "offsets": offsets}.items():
         np.save(tmp_path / f"{name}.npy", array)
     np.savez(tmp_path / "both.npz", x=x, mask=mask)
+    np.savez(tmp_path / "one.npz", embeddings=x)
     out = tmp_path / "y.npy"
     cases = [
         (["x.npy"], {}, x),
@@ -121,6 +138,7 @@ def test_arrays(tmp_path, run):
         (["flat.npy", "--offsets", tmp_path / "offsets.npy"], {"offsets": offsets}, x.reshape(36, 6)),
         (["both.npz"], {"mask": mask}, x),
         (["x.npy", "--exclude-prefix", 3], {"exclude_prefix": 3}, x),
+        (["one.npz"], {}, x),
     ]
     for arguments, kwargs, array in cases:
         status, line, _ = run(tmp_path / arguments[0], out, *arguments[1:], "--mode", "max,mean")
@@ -131,6 +149,27 @@ def test_arrays(tmp_path, run):
     assert json.loads(line)["shape"] == [4, 6]
     table = pq.read_table(tmp_path / "y.parquet")
     assert np.array_equal(np.array(table["embedding"].to_pylist(), np.float32), ap.pool_tokens(x, "mean"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "option", "value", "keyword"),
+    [
+        ("lp", "--norm-type", 3.5, "norm_type"),
+        ("lp", "--norm-type", np.inf, "norm_type"),
+        ("logsumexp", "--r", -2.0, "r"),
+    ],
+)
+def test_numbers_of_a_reduction(tmp_path, run, mode, option, value, keyword):
+    x = np.random.default_rng(0).standard_normal((4, 9, 6))
+    np.save(tmp_path / "x.npy", x)
+    assert run(tmp_path / "x.npy", tmp_path / "y.npy", "--mode", mode, option, value)[0] == 0
+    assert tolerance.same_bits(np.load(tmp_path / "y.npy"), ap.pool_tokens(x, mode, **{keyword: value}))
+    wanted = {
+        ("lp", 3.5): lambda: (np.abs(x) ** 3.5).sum(1) ** (1 / 3.5),
+        ("lp", np.inf): lambda: np.abs(x).max(1),
+        ("logsumexp", -2.0): lambda: np.log(np.exp(-2 * x).sum(1)) / -2,
+    }[mode, value]()
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), wanted, rtol=1e-12)
 
 
 def test_safetensors(tmp_path, run):
@@ -200,9 +239,15 @@ def test_one_line_for_what_is_wrong(tmp_path, run):
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "long.npy", np.array([1, 9]))
     np.savez(tmp_path / "odd.npz", a=x, b=x)
+    np.savez(tmp_path / "both.npz", x=x, mask=np.ones((2, 3)))
+    np.savez(tmp_path / "one.npz", embeddings=x)
+    np.save(tmp_path / "mask.npy", np.ones((2, 3)))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
     table = pa.table({"a": vectors([x[0]]), "b": vectors([x[0]]), "n": [1]})
     pq.write_table(table, tmp_path / "two.parquet")
+    pq.write_table(table.select(["a"]).slice(0, 0), tmp_path / "none.parquet")
+    with pa.ipc.new_file(tmp_path / "none.arrow", table.select(["a"]).schema):
+        pass
     out = tmp_path / "y.npy"
     cases = [
         (["none.npy", out], "IN: no such file"),
@@ -217,11 +262,26 @@ def test_one_line_for_what_is_wrong(tmp_path, run):
         (["two.parquet", out, "--column", "n"], "--column must hold a list of vectors in each row, n holds int64"),
         (["two.parquet", out, "--column", "a", "--batch", "0"], "--batch must be >= 1, got 0"),
         (["two.parquet", out, "--mask", tmp_path / "long.npy"], "--mask is for arrays"),
+        (["x.txt", out], "IN must be one of .npy, .npz, .safetensors, .parquet, .arrow"),
+        (["x.npy", tmp_path / "x.npy"], f"OUT must not be IN, got {tmp_path / 'x.npy'}"),
+        (["both.npz", out, "--mask", tmp_path / "mask.npy"], "--mask is given and"),
+        (["both.npz", out, "--lengths", tmp_path / "long.npy"], "only one of mask, lengths, offsets can say which"),
+        (["both.npz", out, "--lengths", tmp_path / "long.npy"], "got mask and lengths"),
+        (["x.npy", out, "--mask", tmp_path / "mask.txt"], f"--mask must be a .npy file, got {tmp_path / 'mask.txt'}"),
+        (["x.npy", out, "--offsets", tmp_path / "no.npy"], f"--offsets: no such file: {tmp_path / 'no.npy'}"),
+        (["none.parquet", out], f"IN has no rows: {tmp_path / 'none.parquet'}"),
+        (["none.parquet", tmp_path / "y.parquet"], f"IN has no rows: {tmp_path / 'none.parquet'}"),
+        (["none.arrow", out], f"IN has no rows: {tmp_path / 'none.arrow'}"),
+        (["x.npy", out, "--norm-type", "3"], "--norm-type is for lp and gem, got it with reduction 'mean'"),
+        (["x.npy", out, "--mode", "lp", "--norm-type", "p"], "--norm-type must be a number, got 'p'"),
+        (["x.npy", out, "--mode", "lp", "--norm-type", "0"], "--norm-type must be > 0, got 0"),
+        (["x.npy", out, "--mode", "logsumexp", "--r", "0"], "r must be finite and not 0, got 0"),
     ]
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for arguments, message in cases:
         status, _, err = run(tmp_path / arguments[0], *arguments[1:])
         assert status == 2, (arguments, err)
         assert err.startswith("anypool: "), err
         assert message in err
         assert "\n" not in err
-        assert not out.exists()
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -229,6 +229,24 @@ def test_transforms_and_tangents(name):
         torch.func.vmap(lambda t, i: ap.pool_tokens(t, name, segment_ids=i))(x, torch.zeros(2, 5, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("name", ["mean", "max", "std"])
+def test_a_mask_that_a_transform_follows(name):
+    """What is worked out from the tokens inside of a transform is known there, however deep."""
+    x = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def by_itself(t):
+        return ap.pool_tokens(t, name, mask=(t[..., 0] > -0.5).to(t.dtype), empty=0.0).square().sum()
+
+    leaf = x.clone().requires_grad_()
+    mask = x[..., 0] > -0.5
+    assert 0 < mask.sum() < mask.numel()
+    (wanted,) = torch.autograd.grad(ap.pool_tokens(leaf, name, mask=mask, empty=0.0).square().sum(), leaf)
+    torch.testing.assert_close(torch.func.grad(by_itself)(x), wanted)
+    twice = torch.func.grad(lambda t: (torch.func.grad(by_itself)(t) * x).sum())(x)
+    (first,) = torch.autograd.grad(by_itself(leaf), leaf, create_graph=True)
+    torch.testing.assert_close(twice, torch.autograd.grad((first * x).sum(), leaf)[0])
+
+
 def test_halves_shapes_and_errors(monkeypatch):
     x = torch.randn(4, 50, 17, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     wanted = ap.pool_tokens(x, "mean", lengths=torch.tensor([50, 3, 0, 7]))

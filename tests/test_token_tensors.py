@@ -161,8 +161,58 @@ def test_operators_are_what_pytorch_expects(name):
     )
 
 
+def test_shapes_of_tensors_that_are_fake():
+    from torch._subclasses import FakeTensorMode
+
+    x, ids = torch.ones(6, 4), torch.tensor([0, 0, 2, 2, 2, 4])
+    for name, width in (("sum", 4), (["mean", "std"], 8)):
+        wanted = ap.pool_tokens(x, name, segment_ids=ids, num_segments=5, empty=0.0)
+        with FakeTensorMode() as mode:
+            leaf = mode.from_tensor(x).requires_grad_()
+            y = ap.pool_tokens(leaf, name, segment_ids=mode.from_tensor(ids), num_segments=5, empty=0.0)
+            assert (y.shape, y.dtype) == (wanted.shape, wanted.dtype) == ((5, width), torch.float32)
+            (grad,) = torch.autograd.grad(y.sum(), leaf)
+            assert (grad.shape, grad.dtype) == (x.shape, x.dtype)
+
+
+@COMPILES
+@pytest.mark.parametrize("how", ["traced", "compiled"])
+def test_sizes_that_are_symbols(how):
+    """The number of segments and the prefix may be sizes of tensors, which a tracer and a compiler do not know."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def model(x, ids, like, batch, prefix):
+        segments = ap.pool_tokens(x, "sum", segment_ids=ids, num_segments=like.shape[0], empty=0.0)
+        return segments, ap.pool_tokens(batch, "mean", exclude_prefix=prefix.shape[0], empty=0.0)
+
+    def arguments(rows, segments, prefix):
+        x = torch.randn(rows, 4, generator=torch.Generator().manual_seed(rows))
+        ids = torch.arange(rows) * segments // rows
+        return x, ids, torch.empty(segments + 1), x.view(2, -1, 4), torch.empty(prefix)
+
+    compiled = torch.compile(model, backend="eager", dynamic=True, fullgraph=True)
+    for sizes in ((6, 3, 2), (10, 4, 3), (14, 7, 6)):
+        x, ids, like, batch, prefix = arguments(*sizes)
+        run = make_fx(model, tracing_mode="symbolic")(*arguments(*sizes)) if how == "traced" else compiled
+        segments, means = run(x, ids, like, batch, prefix)
+        assert segments.shape == (len(like), 4)
+        torch.testing.assert_close(segments, torch.zeros(len(like), 4).index_add(0, ids, x))
+        torch.testing.assert_close(means, batch[:, len(prefix) :].mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_bad_arguments():
     x = torch.ones(2, 3, 4)
+    parts = [x[0], x[1, :2]]
+    for nested, got in (
+        (torch.nested.nested_tensor(parts), "torch.strided with 3 dimensions"),
+        (torch.nested.nested_tensor([x, x], layout=torch.jagged), "torch.jagged with 4 dimensions"),
+    ):
+        with pytest.raises(ValueError, match=rf"nested x must be jagged, \(rows, tokens, features\), got {got}"):
+            ap.pool_tokens(nested, "mean")
+    for flat in (torch.ones(4), torch.ones(3, 0)):
+        with pytest.raises(ValueError, match=r"x must have tokens and at least one feature \(x: "):
+            ap.attention_pool(flat, torch.ones(4))
     with pytest.raises(ValueError, match="mask must be on the device of x, cpu, got meta"):
         ap.pool_tokens(x, "mean", mask=torch.ones(2, 3, device="meta"))
     with pytest.raises(TypeError, match=r"x must be float16, bfloat16, float32 or float64, got torch\.int64"):

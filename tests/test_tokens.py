@@ -356,9 +356,30 @@ def test_empty_batches_and_sequences(backend):
     assert ap.pool_tokens(np.ones((0, 3, 4)), ["mean", "max"]).shape == (0, 8)
     assert ap.pool_tokens(np.ones((0, 4)), "sum", offsets=[0]).shape == (0, 4)
     assert np.isnan(ap.pool_tokens(np.ones((2, 0, 4)), "max")).all()
+    assert np.isnan(ap.pool_tokens(np.ones((2, 0, 4)), "max", mask=np.ones((2, 0)))).all()
+    assert ap.pool_tokens(np.ones((2, 0, 4)), "sum", mask=np.ones((2, 0), bool), empty=3.0).tolist() == [[3.0] * 4] * 2
     assert np.isnan(ap.pool_tokens(np.ones((0, 4)), "sum", offsets=[0, 0, 0])).all()
     y, pullback = ap.vjp(ap.pool_tokens, np.ones((2, 0, 4)), "mean")
     assert pullback(np.ones_like(y)).shape == (2, 0, 4)
+
+
+def test_arrays_that_no_kernel_reads(backend):
+    """Those of the other byte order, and fields of packed records; results and gradients are native."""
+    x = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)
+    record = np.zeros(x.shape, np.dtype([("kind", "i1"), ("value", "f4")]))
+    record["value"] = x
+    for name in ("mean", "max", ["std", "last"]):
+        wanted, pullback = ap.vjp(ap.pool_tokens, x, name, lengths=[5, 2])
+        g = np.ones_like(wanted)
+        for given in (x.astype(x.dtype.newbyteorder()), record["value"], list(record["value"])):
+            kwargs = {} if isinstance(given, list) else {"lengths": [5, 2]}
+            y, pull = ap.vjp(ap.pool_tokens, given, name, **kwargs)
+            if isinstance(given, list):
+                assert tolerance.same_bits(y, ap.pool_tokens(x, name))
+                continue
+            assert tolerance.same_bits(y, wanted)
+            assert pull(g).dtype.isnative
+            assert tolerance.same_bits(pull(g), pullback(g))
 
 
 def test_integers():

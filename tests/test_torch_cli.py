@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -29,6 +30,14 @@ def broken():
     return torch.nn.Sequential(torch.nn.Linear(7, 7))
 
 number = lambda: 3
+
+class Named(Net):
+    def forward(self, x):
+        return {"scores": (super().forward(x), 0), "more": None}
+
+class Without(torch.nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
 """
 
 
@@ -79,6 +88,28 @@ def test_json(run):
     assert all(v["seconds"][s] > 0 for v in found["layers"] for s in ("before", "after"))
     assert found["saved_bytes"]["after"] < found["saved_bytes"]["before"]
     assert found["difference"] < 0.02
+
+
+def test_a_model_of_the_folder_that_returns_a_dictionary(run, in_a_folder_with_a_model, monkeypatch):
+    """The folder is looked into as `python -m` does, and the first tensor is compared."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(in_a_folder_with_a_model)])
+    (in_a_folder_with_a_model / "nets_of_here.py").write_text(MODEL)
+    status, out, _ = run("nets_of_here:Named", "--shape", "2x3x32x32", "--seconds", "0.1", "--json")
+    assert status == 0
+    assert sys.path[0] == str(in_a_folder_with_a_model)
+    found = json.loads(out)
+    assert [v["kind"] for v in found["layers"]] == ["MaxPool2d", "avg_pool2d", "adaptive_avg_pool2d"]
+    assert found["difference"] < 1e-6
+
+
+def test_a_model_that_does_not_pool(run):
+    status, out, err = run("nets_of_test:Without", "--shape", "2x3x8x8", "--seconds", "0.1", "--show", "net.png")
+    assert (status, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert [line[0] for line in lines[1:]] == ["pooling", "whole", "of", "saved", "largest"]
+    assert lines[3] == ["of", "it", "pooling", "0.0", "%", "0.0", "%"]
+    with Image.open("net.png") as picture:
+        assert picture.size[0] >= 1000
 
 
 def test_a_saved_model(run):

@@ -114,6 +114,51 @@ def test_the_way_of_other_devices(name, args, kwargs, backend, last, far_away):
         assert "native" in e.notes[0]
 
 
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("indices", [False, True])
+def test_global_poolings_that_pytorch_has_not(indices, keepdims, far_away):
+    """Of integers, and of floats where algorithms must be deterministic."""
+    x = torch.randperm(72).view(2, 4, 9)
+    kwargs = {"keepdims": keepdims, "return_indices": indices}
+    expected = outcome("global_max_pool", (), kwargs, x), outcome("global_max_pool", (), kwargs, x.float())
+    far_away(True)
+    got = outcome("global_max_pool", (), kwargs, x)
+    torch.use_deterministic_algorithms(True)
+    try:
+        e = ap.explain(ap.global_max_pool, x.float(), **kwargs)
+        floats = outcome("global_max_pool", (), kwargs, x.float())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close((got, floats), expected, rtol=0, atol=0)
+    assert torch.equal(got[0].flatten(), x.amax(-1).flatten())
+    assert e.backend == "torch"
+    assert e.notes[-1] == "pytorch: PyTorch's poolings have no deterministic gradients on cpu"
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_fractional_poolings_with_deterministic_gradients(rank, far_away):
+    """The same draws, values and indices; the gradient is that of a gather."""
+    x = distinct(2, 3, *(9, 8, 7)[:rank])
+    samples = torch.rand(2, 3, rank, generator=torch.Generator().manual_seed(0))
+    pool = getattr(ap, f"fractional_max_pool{rank}d")
+
+    def found(indexed):
+        leaf = x.clone().requires_grad_()
+        y = tuples(pool(leaf, 2, output_size=3, return_indices=indexed, _random_samples=samples))
+        (grad,) = torch.autograd.grad(y[0], leaf, torch.linspace(-1, 1, y[0].numel()).view(y[0].shape))
+        return [t.detach() for t in (*y, grad)]
+
+    expected = found(True)
+    far_away(True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        got, alone = found(True), found(False)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(alone, [expected[0], expected[2]])
+
+
 @pytest.fixture
 def cuda():
     if not torch.cuda.is_available():

@@ -234,6 +234,28 @@ def test_reports_read_well():
     assert str(ap.torch.accelerate(nn.MaxPool1d(2))).splitlines()[1].startswith("  (model)  MaxPool1d(")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's TorchScript is
+def test_what_torchscript_compiled_is_kept():
+    def compiled():
+        return torch.jit.script(nn.Sequential(nn.MaxPool2d(2), nn.ReLU()))
+
+    m = nn.ModuleDict({"own": nn.AvgPool2d(2), "deep": compiled(), "traced": torch.jit.trace(nn.MaxPool1d(2), data(1))})
+    report = ap.torch.accelerate(m)
+    assert list(report.replaced) == ["own"]
+    assert {n: why for n, (_, why) in report.kept.items()} == dict.fromkeys(
+        ("deep.0", "traced"), "compiled by TorchScript"
+    )
+    assert torch.equal(m["deep"](data(2)), F.max_pool2d(data(2), 2).relu())
+
+
+def test_restore_leaves_what_somebody_else_has_put_there():
+    m = nn.Sequential(nn.MaxPool2d(2), nn.AvgPool2d(2))
+    report = ap.torch.accelerate(m)
+    m[0].__class__ = Quiet
+    report.restore()
+    assert [type(c) for c in m] == [Quiet, nn.AvgPool2d]
+
+
 def test_repeated_and_nested():
     """The second time there is nothing to do, and undoing it undoes nothing of the first."""
     m = model()
@@ -346,6 +368,17 @@ def test_install_with_the_first_tensor():
         (lambda: ap.nn.GeM(eps=1e300), ValueError, "eps must be > 0 and a number of float32"),
         (lambda: ap.nn.GeM(learnable=1), TypeError, "learnable must be a bool"),
         (lambda: ap.nn.CatAvgMaxPool()(1.5), TypeError, "CatAvgMaxPool takes a tensor"),
+        (
+            lambda: ap.nn.AvgMaxPool()(torch.ones(1, 2, 3, 3, 3, 3)),
+            ValueError,
+            r"^AvgMaxPool pools 1 to 3 axes, got x of shape \(1, 2, 3, 3, 3, 3\)$",
+        ),
+        (lambda: ap.nn.CatAvgMaxPool()(torch.ones(1, 2, 3, 3, 3, 3)), ValueError, "^CatAvgMaxPool pools 1 to 3 axes"),
+        (
+            lambda: ap.nn.BlurPool()(torch.ones(1, 2, 3, 3, 3, 3)),
+            ValueError,
+            r"^BlurPool pools 1 to 3 axes, got x of shape \(1, 2, 3, 3, 3, 3\)$",
+        ),
         (lambda: ap.nn.AttentionPool(4, flatten=1), TypeError, "flatten must be a bool"),
         (lambda: ap.nn.AttentionPool(0), ValueError, "dim must be >= 1"),
         (lambda: ap.nn.AttentiveStatsPool(False), TypeError, "dim must be an int"),

@@ -105,6 +105,84 @@ def test_gradients_of_weights_do_not_look_at_what_is_masked():
     assert weights.grad.tolist() == [1, 4]
 
 
+def over_masks(call):
+    """The results for two masks, one a time and as `vmap` runs them, which sees no memory."""
+    masks = torch.tensor([[True, False, True, True], [False, True, False, False]])
+    one_by_one = [call(mask) for mask in masks]
+    return torch.func.vmap(call)(masks), [torch.stack(parts) for parts in zip(*one_by_one, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        (("max", 2), {}),
+        (("min", 2), {"return_indices": True}),
+        (("sum", 2), {}),
+        (("mean", 2), {"dtype": torch.float64}),
+        (("mode", 2), {"ignore": 3}),
+        (("mode", 2), {"ignore": (3, 0, 300)}),
+    ],
+)
+def test_integers_with_a_mask_that_is_batched(args, kwargs):
+    x = torch.tensor([[[3, 7, -2, 5], [1, 0, 3, 3]]])
+    got, wanted = over_masks(lambda mask: ap.pool(x, *args, axes=2, mask=mask, empty=-9, return_valid=True, **kwargs))
+    for a, b in zip(got, wanted, strict=True):
+        assert tolerance.same_bits(a.numpy(), b.numpy())
+
+
+def test_integer_means_with_a_mask_that_is_batched_are_refused():
+    x = torch.tensor([[[3, 7, -2, 5]]])
+    masks = torch.ones(2, 4, dtype=torch.bool)
+    with pytest.raises(NotImplementedError, match="integer means with mask, nan or empty need plain tensors"):
+        torch.func.vmap(lambda mask: ap.avg_pool1d(x, 2, mask=mask))(masks)
+
+
+def test_padding_that_would_be_too_much_memory():
+    """A window every hundred elements, in two million of padding: no copy of those is made, also for the gradient."""
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
+    kwargs = {"stride": 100, "padding": 10**6, "empty": -1.0}
+    y = ap.pool(x, "sum", 2, **kwargs)
+    wanted, pullback = ap.vjp(ap.pool, x.detach().numpy(), "sum", 2, **kwargs)
+    assert tolerance.same_bits(y.detach().numpy(), wanted)
+    assert y[10_000] == 3
+    assert (y == -1).sum() == len(y) - 1
+    g = torch.linspace(1, 2, len(y))
+    y.backward(g)
+    np.testing.assert_array_equal(x.grad.numpy(), pullback(g.numpy()))
+    assert x.grad.tolist() == [g[10_000], g[10_000], 0, 0]
+
+
+@pytest.mark.parametrize("reduction", ["max", "min"])
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_a_global_winner_that_is_no_better_than_what_is_left_out(reduction, keepdims):
+    """It is the first input that counts: the value, the place and the gradient."""
+    worst = -INF if reduction == "max" else INF
+    x = torch.full((2, 3, 4, 5), worst, requires_grad=True)
+    mask = torch.zeros(4, 5, dtype=torch.bool)
+    mask[1, 2] = mask[3, 0] = True
+    if reduction == "max":
+        y, places = ap.global_max_pool(x, mask=mask, keepdims=keepdims, return_indices=True)
+    else:
+        y, places = ap.pool(x, "min", (4, 5), mask=mask, return_indices=True)
+    assert y.shape == places.shape == ((2, 3) if reduction == "max" and not keepdims else (2, 3, 1, 1))
+    assert (y == worst).all()
+    assert (places == 7).all()
+    y.sum().backward()
+    assert x.grad[:, :, 1, 2].eq(1).all()
+    assert x.grad.sum() == 6
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float32"])
+def test_windows_without_a_gap_need_no_empty_value(name):
+    """Of `any` and `all` there is no value for an empty window, so it is looked whether there is one."""
+    x = torch.tensor([[[0.0, 2.0, 0.0, 0.0]]]).to(getattr(torch, name))
+    mask = torch.tensor([True, False, True, True])
+    assert ap.pool(x, "any", 2, axes=2, mask=mask).tolist() == [[[False, False]]]
+    assert ap.pool(x, "any", 2, axes=2, mask=~mask, empty=True).tolist() == [[[True, True]]]
+    y, valid = ap.pool(x, "any", 2, axes=2, return_valid=True)
+    assert (y.tolist(), valid.tolist()) == ([[[True, False]]], [[[2, 2]]])
+
+
 def test_into_memory_of_the_caller_s():
     x, mask = data((7, 9))
     out = torch.empty(2, 3, 3, 4)
@@ -153,6 +231,20 @@ def test_compiled():
 def test_arguments(arguments, error, message, recorded):
     with pytest.raises(error, match=message):
         ap.avg_pool1d(torch.ones(1, 2, 4, requires_grad=recorded), 2, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.ones(1, 2, 4).cfloat(), TypeError,
+         r"x must be real numbers, got dtype torch.complex64 \(x: \(1, 2, 4\)\)"),
+        (torch.ones(1, 2, 4, dtype=torch.int32, device="meta"), NotImplementedError,
+         "mask, nan and empty need floating-point tensors on meta, got torch.int32"),
+    ],
+)  # fmt: skip
+def test_tensors_that_have_no_mask(x, error, message):
+    with pytest.raises(error, match=message):
+        ap.max_pool1d(x, 2, mask=torch.ones(4, dtype=torch.bool, device=x.device))
 
 
 FOLLOWED = [

@@ -308,6 +308,16 @@ def test_out():
         ap.max_pool2d(x.detach(), 2, out=out.numpy())
 
 
+def test_out_beside_indices():
+    x = data(2)
+    out = torch.full((2, 5, 6, 5), torch.nan)
+    y, indices = ap.max_pool2d(x, 2, return_indices=True, out=out)
+    wanted = F.max_pool2d(x, 2, return_indices=True)
+    assert y is out
+    assert torch.equal(out, wanted[0])
+    assert torch.equal(indices, wanted[1])
+
+
 def test_dtype():
     x = data(2, torch.float16)
     assert ap.avg_pool2d(x, 2, dtype=torch.float32).dtype == torch.float32
@@ -336,6 +346,56 @@ def test_dtype():
         (lambda x: ap.vjp(ap.max_pool2d, x.int(), 2), TypeError, "vjp needs floating-point"),
         (lambda x: ap.vjp(ap.max_pool2d, x, 2)[1](x), ValueError, "grad_y must be a tensor of the result's shape"),
         (lambda x: ap.pool(x.to_sparse(), "max", (2, 2)), NotImplementedError, "which our kernels do not read"),
+        (
+            lambda x: ap.avg_pool1d(x[0].to_sparse(), 2, divisor_override=3),
+            NotImplementedError,
+            r"x is a torch.sparse_coo tensor, which our kernels do not read; PyTorch's avg_pool1d takes no divisor",
+        ),
+        (
+            lambda x: ap.global_max_pool(x[..., None, None].to_sparse()),
+            NotImplementedError,
+            "which our kernels do not read; PyTorch pools no 4 axes at once",
+        ),
+        (
+            lambda x: ap.max_pool2d(x, 2, out=torch.empty(2, 5, 6, 5, requires_grad=True)),
+            ValueError,
+            r"out must not require a gradient \(x: \(2, 5, 13, 10\)\)",
+        ),
+        (
+            lambda x: ap.max_pool2d(x.to("meta"), 2, out=torch.empty(2, 5, 6, 5)),
+            ValueError,
+            r"out needs plain tensors of the CPU \(x: \(2, 5, 13, 10\) on meta\)",
+        ),
+        (
+            lambda x: ap.fractional_max_pool2d(x, 2, output_size=2, _random_samples=torch.ones(2, 5, 2).double()),
+            TypeError,
+            "_random_samples must have the dtype of x, torch.float32, got torch.float64",
+        ),
+        (
+            lambda x: ap.fractional_max_pool2d(x, 2, output_size=2, _random_samples=torch.ones(2, 5)),
+            ValueError,
+            r"_random_samples must be a tensor of shape \(2, 5, 2\), got \(2, 5\)",
+        ),
+        (
+            lambda x: ap.vjp(ap.avg_pool2d, x, 2)[1](torch.ones(2, 5, 6, 5).cfloat()),
+            TypeError,
+            r"grad_y must be real numbers, got torch.complex64 \(x: \(2, 5, 13, 10\)\)",
+        ),
+        (
+            lambda x: ap.vjp(ap.avg_pool2d, x, 2)[1](torch.ones(2, 5, 6, 5), out=x.double()),
+            ValueError,
+            "out must be of dtype torch.float32 and require no gradient, got torch.float64",
+        ),
+        (
+            lambda x: ap.vjp(ap.avg_pool2d, x, 2)[1](torch.ones(2, 5, 6, 5), out=x.requires_grad_()),
+            ValueError,
+            "out must be of dtype torch.float32 and require no gradient",
+        ),
+        (
+            lambda x: ap.vjp(ap.avg_pool2d, x, 2)[1](torch.ones(2, 5, 6, 5), out=x[0]),
+            ValueError,
+            r"out must be a tensor of the shape of x, \(2, 5, 13, 10\) on cpu, got \(5, 13, 10\) on cpu",
+        ),
     ],
 )
 def test_bad_arguments(call, error, match):
@@ -357,6 +417,10 @@ def test_vjp_and_explain():
     assert ap.explain(ap.lp_pool2d, x, float("inf"), 2).backend == "native"
     assert ap.explain(ap.max_pool2d, x.to("meta"), 2).backend == "operator"
     assert "torch.ops.anypool.pool" in str(ap.explain(ap.max_pool2d, x.to("meta"), 2))
+    assert ap.explain(ap.max_pool2d, x, 2, empty=0.0).kernel == ap.explain(ap.max_pool2d, x, 2).kernel
+    e = ap.explain(ap.max_pool2d, x, 2, 1, 2, empty=0.0)
+    assert (e.backend, e.output_shape) == ("reference", (2, 5, 16, 13))
+    assert e.notes[0] == "native: kernels expect an input in every window"
     e = ap.explain(ap.pool, torch.zeros(2, 2, 2, 2), "max", 2)
     assert e.backend == "torch"
     assert "more than 3 pooled axes" in e.notes[0]
@@ -409,6 +473,29 @@ def test_empty_batches(dtype):
             assert grad.shape == shape
 
 
+@by_float
+@pytest.mark.parametrize("where", ["cpu", "recorded", "meta"])
+def test_no_output_at_all(where, dtype):
+    """Adaptive windows may be none."""
+    x = torch.ones(2, 3, 8, dtype=dtype, device="meta" if where == "meta" else "cpu", requires_grad=where == "recorded")
+    y, indices = ap.adaptive_max_pool1d(x, 0, return_indices=True)
+    assert (y.shape, y.dtype, y.device) == ((2, 3, 0), dtype, x.device)
+    assert (indices.shape, indices.dtype) == ((2, 3, 0), torch.int64)
+    if where == "recorded":
+        assert not torch.autograd.grad(y.sum(), x)[0].any()
+
+
+def test_a_gradient_that_is_recorded_inside_of_a_transform():
+    """What is constant for the transform may record a gradient of its own."""
+    x = data(2).requires_grad_()
+    for function in (ap.max_pool2d, ap.avg_pool2d):
+        scale = function(x, 2).sum()
+        (wanted,) = torch.autograd.grad(scale, x)
+        found = torch.func.grad(lambda t, f=function: (t * f(x, 2).sum()).sum())(torch.ones(3))
+        close(found, scale.detach().expand(3))
+        close(torch.autograd.grad(found[0], x)[0], wanted)
+
+
 # ---- autocast, threads, processes ------------------------------------------------------------------------------------
 
 
@@ -430,6 +517,23 @@ def test_autocast_like_pytorch(rank, dtype):
             if grad:
                 got.sum().backward()
                 assert leaf.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_autocast_of_what_is_not_computed(dtype):
+    """A fake tensor is told the same dtypes, and `explain` the kernel of float32."""
+    from torch._subclasses import FakeTensorMode
+
+    x = data(3, dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for name, args in (("max_pool3d", (2,)), ("avg_pool3d", (2,)), ("lp_pool3d", (2, 2))):
+            with FakeTensorMode() as mode:
+                fake = getattr(ap, name)(mode.from_tensor(x), *args)
+            real = getattr(ap, name)(x, *args)
+            assert (fake.dtype, fake.shape) == (real.dtype, real.shape) == (torch.float32, (2, 5, 6, 5, 4))
+            kernel = ap.explain(getattr(ap, name), x, *args).kernel
+            assert kernel == ap.explain(getattr(ap, name), x.float(), *args).kernel
+    assert ap.max_pool3d(x, 2).dtype is dtype
 
 
 @pytest.mark.parametrize("wanted", [1, 2])

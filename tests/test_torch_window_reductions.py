@@ -250,6 +250,19 @@ def test_masks_break_a_compiler_s_graph_and_are_right(reduction):
 
 
 @pytest.mark.parametrize("left_out", [{}, {"nan": "omit"}])
+@pytest.mark.parametrize("reduction", ["median", "std"])
+def test_an_export_is_refused(reduction, left_out):
+    """It holds a graph of operators, which whole windows have not."""
+
+    class Pool(torch.nn.Module):
+        def forward(self, x):
+            return ap.pool(x, reduction, 2, axes=(2, 3), **left_out)
+
+    with pytest.raises(NotImplementedError, match="x must be memory of the CPU for reductions of whole windows"):
+        torch.export.export(Pool(), (data(),), strict=False)
+
+
+@pytest.mark.parametrize("left_out", [{}, {"nan": "omit"}])
 @pytest.mark.parametrize("indexed", [False, True])
 def test_stochastic_of_bfloat16(indexed, left_out):
     """NumPy has no such dtype; what is drawn is what float32 draws of the same values."""

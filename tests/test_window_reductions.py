@@ -330,6 +330,47 @@ def test_pieces_do_not_matter(reduction, monkeypatch):
             assert same(call(x, reduction, **kwargs), whole), (kwargs, piece)
 
 
+@pytest.mark.parametrize("piece", [1, 3, 1 << 19])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 5), (2, 7), (3, 3)])
+def test_gradients_of_windows_with_gaps_between_them(kernel, stride, piece, monkeypatch):
+    """What no window sees has the gradient zero, also where the result is cut."""
+    monkeypatch.setattr(gathered, "PIECE", piece)
+    x = cases.rng(1).standard_normal((2, 61))
+    y, pullback = ap.vjp(ap.pool, x, "median", kernel, axes=1, stride=stride)
+    g = cases.rng(2).standard_normal(y.shape)
+    wanted = np.zeros_like(x)
+    for o in range(y.shape[1]):
+        at = o * stride + np.argsort(x[:, o * stride : o * stride + kernel], axis=1)
+        for place in {(kernel - 1) // 2, kernel // 2}:
+            share = g[:, o] / (1 if kernel % 2 else 2)
+            wanted[np.arange(2), at[:, place]] += share
+    np.testing.assert_allclose(pullback(g), wanted, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("n", "kernel", "stride", "padding"), [(1, 2, 2, 4), (1, 3, 1, 3), (2, 2, 3, 5), (3, 1, 4, 1), (0, 2, 2, 2)]
+)
+@pytest.mark.parametrize("reduction", ["median", "std", "softmax"])
+def test_windows_in_the_padding(reduction, n, kernel, stride, padding):
+    """Those without an input are worth what was asked for and give no gradient; the others are those of the data."""
+    x = cases.rng(3).standard_normal((2, n))
+    kwargs = {"axes": 1, "stride": stride, "padding": padding, "empty": -7.0}
+    y, pullback = ap.vjp(ap.pool, x, reduction, kernel, **kwargs)
+    g = cases.rng(4).standard_normal(y.shape)
+    grad = np.zeros_like(x)
+    for o in range(y.shape[1]):
+        first = o * stride - padding
+        seen = slice(max(0, first), min(n, max(0, first + kernel)))
+        if x[:, seen].shape[1] == 0:
+            assert (y[:, o] == -7).all()
+            continue
+        alone, pull = ap.vjp(ap.pool, x[:, seen], reduction, x[:, seen].shape[1], axes=1)
+        np.testing.assert_allclose(y[:, o], alone[:, 0], rtol=1e-14)
+        grad[:, seen] += pull(g[:, o : o + 1])
+    assert np.array_equal(ap.pool(x, reduction, kernel, **kwargs), y)
+    np.testing.assert_allclose(pullback(g), grad, rtol=1e-13, atol=1e-15)
+
+
 @pytest.mark.parametrize("reduction", ALL)
 def test_memory_order_batch_and_layout_do_not_matter(reduction):
     x = data(reduction)
