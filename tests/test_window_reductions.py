@@ -351,8 +351,10 @@ def test_gradients_of_windows_with_gaps_between_them(kernel, stride, piece, monk
     ("n", "kernel", "stride", "padding"), [(1, 2, 2, 4), (1, 3, 1, 3), (2, 2, 3, 5), (3, 1, 4, 1), (0, 2, 2, 2)]
 )
 @pytest.mark.parametrize("reduction", ["median", "std", "softmax"])
-def test_windows_in_the_padding(reduction, n, kernel, stride, padding):
+@pytest.mark.parametrize("piece", [1, 1 << 19])
+def test_windows_in_the_padding(reduction, n, kernel, stride, padding, piece, monkeypatch):
     """Those without an input are worth what was asked for and give no gradient; the others are those of the data."""
+    monkeypatch.setattr(gathered, "PIECE", piece)
     x = cases.rng(3).standard_normal((2, n))
     kwargs = {"axes": 1, "stride": stride, "padding": padding, "empty": -7.0}
     y, pullback = ap.vjp(ap.pool, x, reduction, kernel, **kwargs)

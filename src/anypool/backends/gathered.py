@@ -82,7 +82,8 @@ def pull(job: Pass, grad: Array, source: Source, out: Array) -> None:
                 slope = job.function.gradient(windows, grad[box].astype(np.float64), job.p)
             slope = np.where(windows.valid, slope, 0.0)
             first, last = (int(starts[o]) for o in (box[axis].start, box[axis].stop - 1))
-            seen = slice(max(0, first), min(reach.n_in, last + (reach.kernel - 1) * reach.step + 1))
+            start = min(max(0, first), reach.n_in)  # a box may lie in the padding, before the data or behind it
+            seen = slice(start, max(start, min(reach.n_in, last + (reach.kernel - 1) * reach.step + 1)))
             base, live = _moved(job, box, base, live, seen, out)
             taps = np.moveaxis(slope, -1, 0).reshape(*job.kernel, *slope.shape[:-1])
             for here, there, moved in _copies(job, box, last_tap_first=True):
