@@ -860,6 +860,21 @@ def test_a_small_array_that_does_not_fit_is_told(room):
         assert not Path("out.npy").exists()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_a_table_that_does_not_fit_is_no_fault_of_its_source(suffix):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    from anypool.arrow import vectors
+
+    pq.write_table(pa.table({"tokens": vectors(list(np.random.default_rng(0).random((50, 3, 64))))}), "in.parquet")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    command = ["tokens", "in.parquet", f"out{suffix}"]
+    done = in_new_process("-c", f"{limit}; from anypool.cli import main; raise SystemExit(main({command}))")
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert done.stderr == "anypool: cannot write: File too large; no file was changed\n"
+    assert not Path(f"out{suffix}").exists()
+
+
 def test_a_reader_that_leaves_is_no_traceback():
     done = subprocess.run(
         f"{sys.executable} -m anypool info | true", shell=True, capture_output=True, text=True, timeout=120

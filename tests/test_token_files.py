@@ -275,7 +275,10 @@ def test_one_line_for_what_is_wrong(tmp_path, run):
         (["x.npy", out, "--norm-type", "3"], "--norm-type is for lp and gem, got it with reduction 'mean'"),
         (["x.npy", out, "--mode", "lp", "--norm-type", "p"], "--norm-type must be a number, got 'p'"),
         (["x.npy", out, "--mode", "lp", "--norm-type", "0"], "--norm-type must be > 0, got 0"),
-        (["x.npy", out, "--mode", "logsumexp", "--r", "0"], "r must be finite and not 0, got 0"),
+        (["x.npy", out, "--mode", "logsumexp", "--r", "0"], "--r must be finite and not 0, got 0"),
+        (["two.parquet", out, "--column", "a", "--mode", "median"], "anypool: --mode must be one of mean"),
+        (["two.parquet", out, "--column", "a", "--norm-type", "3"], "anypool: --norm-type is for lp and gem"),
+        (["two.parquet", out, "--column", "a", "--exclude-prefix", "-1"], "anypool: --exclude-prefix must be >= 0"),
     ]
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for arguments, message in cases:

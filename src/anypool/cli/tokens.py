@@ -25,6 +25,7 @@ _OPTION_OF = {
     "reduction": "--mode",
     "exclude_prefix": "--exclude-prefix",
     "norm_type": "--norm-type",
+    "r must": "--r must",
     "x must": "IN must",
 }
 
@@ -61,8 +62,6 @@ def run(source: str, target: Path, reduction: list[str], layout_files: dict[str,
             raise InputError(f"--column is for tables, got {source}")
         return _array(source, target, names, layout_files, options)
     except (ValueError, TypeError, NotImplementedError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
         message = str(error.args[0] if isinstance(error, KeyError) else error)
         for name, option in _OPTION_OF.items():
             message = option + message.removeprefix(name) if message.startswith(name) else message
@@ -153,14 +152,17 @@ def _table(
     files.need("pyarrow", "pyarrow")
     from anypool import arrow
 
-    with _reading(Path(source), "IN"), contextlib.ExitStack() as stack:
-        schema, rows, batches = _open(Path(source), batch, stack)
+    path = Path(source)
+    with contextlib.ExitStack() as stack:
+        with _reading(path, "IN"):
+            schema, rows, batches = _open(path, batch, stack)
         name = _column(schema, column, source)
         report = Report(f"{source} column {name} ({schema.field(name).type})", rows)
         wide = target.suffix.lower() == ".parquet"
         with files.replacing(target) as (file,), _progress(rows) as advance:
             writer: Any = None
-            for part in batches if wide else (b.select([name]) for b in batches):
+            for read in _each(path, batches):
+                part = read if wide else read.select([name])
                 start = time.perf_counter()
                 pooled = arrow.pool_column(part, name, reduction, **options)
                 report.seconds += time.perf_counter() - start
@@ -179,6 +181,16 @@ def _table(
                 raise InputError(f"IN has no rows: {source}")
             stack.close()
     return report
+
+
+def _each(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield the batches. Only what goes wrong as they are read is a fault of IN."""
+    while True:
+        with _reading(path, "IN"):
+            read = next(batches, None)
+        if read is None:
+            return
+        yield read
 
 
 def _open(path: Path, batch: int, stack: contextlib.ExitStack) -> tuple[Any, int, Iterator[Any]]:
