@@ -496,6 +496,16 @@ def test_a_gradient_that_is_recorded_inside_of_a_transform():
         close(torch.autograd.grad(found[0], x)[0], wanted)
 
 
+@by_float
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_halves_without_data(rank, dtype):
+    """PyTorch has no answer to whether autocast is on for "meta"."""
+    x = torch.empty((1, 2) + (6,) * rank, dtype=dtype, device="meta")
+    for name in ("max", "avg"):
+        y = getattr(ap, f"{name}_pool{rank}d")(x, 2)
+        assert (y.shape, y.dtype, y.device) == ((1, 2) + (3,) * rank, dtype, x.device)
+
+
 # ---- autocast, threads, processes ------------------------------------------------------------------------------------
 
 

@@ -290,7 +290,8 @@ def _operators(x: torch.Tensor, what: Description, where: str) -> Any:
     """Pool by operators of `torch.library`, which everything that traces, fakes or wraps tensors understands."""
     from anypool.tensors import operators  # noqa: F401  defines them
 
-    if widened_by_autocast(what) and x.dtype in _HALVES and torch.is_autocast_enabled(x.device.type):
+    device = x.device.type  # PyTorch raises if asked about autocast on "meta"
+    if widened_by_autocast(what) and x.dtype in _HALVES and device != "meta" and torch.is_autocast_enabled(device):
         x = x.float()
     spec, absolute = _without_absolute(spec_of(what, x.shape, where))
     if absolute:
