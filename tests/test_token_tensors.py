@@ -215,6 +215,19 @@ def test_bad_arguments():
             ap.attention_pool(flat, torch.ones(4))
     with pytest.raises(ValueError, match="mask must be on the device of x, cpu, got meta"):
         ap.pool_tokens(x, "mean", mask=torch.ones(2, 3, device="meta"))
+    alike = r"x must be a list of tensors \(tokens, 4\) of dtype torch.float32 on cpu, got "
+    for second, got in (
+        (torch.ones(2, 5), r"\(2, 5\) torch.float32 on cpu at 1"),
+        (torch.ones(4), r"\(4,\) torch.float32 on cpu at 1"),
+        (torch.ones(2, 4, dtype=torch.float64), r"\(2, 4\) torch.float64 on cpu at 1"),
+        (torch.ones(2, 4, device="meta"), r"\(2, 4\) torch.float32 on meta at 1"),
+    ):
+        with pytest.raises(ValueError, match=alike + got):
+            ap.pool_tokens([x[0], second], "mean")
+    with pytest.raises(TypeError, match="x must be a list of tensors, got ndarray at 1"):
+        ap.pool_tokens([x[0], np.ones((2, 4), np.float32)], "mean")
+    with pytest.raises(ValueError, match=r"x must be a list of tensors \(tokens, features\), got \(4,\) at 0"):
+        ap.attention_pool([torch.ones(4), torch.ones(4)], torch.ones(4))
     with pytest.raises(TypeError, match=r"x must be float16, bfloat16, float32 or float64, got torch\.int64"):
         ap.pool_tokens(x.long(), "mean")
     with pytest.raises(ValueError, match=r"mask must have shape \(2, 3\)"):

@@ -161,7 +161,7 @@ def attend_known(call: AttentionCall) -> tuple[Array, Array, Array]:
 
 
 def attention_gradient(call: AttentionCall, exact: Array, total: Array, grad: Array, out: Array,
-                       out_values: Array | None, *, of_query: bool = True) -> Array | None:  # fmt: skip
+                       out_values: Array | None) -> Array:  # fmt: skip
     """Write the gradients of x and values, ``(rows, dim)``, and return that of the query, ``(heads, dim)``."""
     wide = tokens_native.sum_dtype(call.matrix.dtype)
     g = np.ascontiguousarray(grad.reshape(exact.shape), wide)
@@ -171,11 +171,10 @@ def attention_gradient(call: AttentionCall, exact: Array, total: Array, grad: Ar
         found = tokens_reference.attend_gradient(
             call.matrix, call.values, call.runs, call.query, g, known, out, out_values
         )
-        return (found * call.scale).astype(wide)
+        scaled: Array = (found * call.scale).astype(wide)
+        return scaled
     values = call.values if call.separate else None
     tokens_native.Gradients(call.matrix, call.runs).attention(values, call.query, g, known, out, out_values)
-    if not of_query:
-        return None
     each = memory.empty((*total.shape, call.matrix.dim), wide)
     tokens_native.attend(call.matrix, call.values, call.runs, call.query, 0.0, each, None, g, known)
     total_gradient: Array = _sum_rows(each.reshape(len(each), call.query.size)).reshape(call.query.shape) * wide.type(
@@ -208,7 +207,6 @@ def _differentiate(x: Any, query: Any, **kwargs: Any) -> tuple[Any, Callable[...
         out = memory.empty((matrix.n_rows, matrix.dim), dtype)
         apart = memory.empty((matrix.n_rows, call.values.dim), dtype) if call.separate else None
         of_query = attention_gradient(call, exact, total, g.astype(call.result, copy=False), out, apart)
-        assert of_query is not None
         asked = np.asarray(query)
         found = (split_like(out, x, matrix), of_query.reshape(asked.shape).astype(asked.dtype))
         return found if apart is None else (*found, split_like(apart, values, call.values))

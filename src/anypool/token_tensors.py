@@ -327,7 +327,6 @@ def _attend_backward(grad: torch.Tensor, exact: torch.Tensor, total: torch.Tenso
         of_x.copy_(torch.from_numpy(flat).view(x.shape))
         if values is not None:
             of_values.copy_(torch.from_numpy(flat_values).view(values.shape))
-    assert asked is not None
     return of_x, torch.from_numpy(asked).to(query.dtype).view(query.shape), of_values
 
 
@@ -403,9 +402,25 @@ def _unnested(x: Any, kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, A
         if lengths is None:
             return values, kwargs | {"offsets": offsets}
         return values, kwargs | {"spans": torch.stack([offsets[:-1], offsets[:-1] + lengths], -1)}
-    device = next((t.device for t in x if isinstance(t, torch.Tensor)), None)
-    lengths = torch.tensor([0, *(len(t) for t in x)], device=device)
-    return torch.cat(list(x)), kwargs | {"offsets": lengths.cumsum(0)}
+    rows = _rows_of_list(x)
+    lengths = torch.tensor([0, *(len(t) for t in rows)], device=rows[0].device)
+    return torch.cat(rows), kwargs | {"offsets": lengths.cumsum(0)}
+
+
+def _rows_of_list(x: Any) -> list[torch.Tensor]:
+    """Check that a list holds tensors that are alike, as arrays have to be: `torch.cat` would promote dtypes."""
+    lead = x[0]
+    if lead.dim() != 2:
+        raise ValueError(f"x must be a list of tensors (tokens, features), got {tuple(lead.shape)} at 0")
+    for i, t in enumerate(x):
+        if not isinstance(t, torch.Tensor):
+            raise TypeError(f"x must be a list of tensors, got {type(t).__name__} at {i}")
+        if t.dim() != 2 or (t.shape[1], t.dtype, t.device) != (lead.shape[1], lead.dtype, lead.device):
+            raise ValueError(
+                f"x must be a list of tensors (tokens, {lead.shape[1]}) of dtype {lead.dtype} on {lead.device}, "
+                f"got {tuple(t.shape)} {t.dtype} on {t.device} at {i}"
+            )
+    return list(x)
 
 
 def _given(x: torch.Tensor, kwargs: dict[str, Any]) -> tuple[Any, ...]:

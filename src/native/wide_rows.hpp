@@ -12,7 +12,7 @@ namespace {
 
 constexpr i64 kWideRow = 8 << 10;     // bytes of a tile's row, which is gone through several times
 constexpr i64 kWideKept = 256 << 10;  // bytes of a block's rows, which should leave room in the L2 cache
-constexpr i64 kWideMost = 16 << 20;   // bytes of a block's rows, at most, where four windows do not fit that
+constexpr i64 kWideMost = 16 << 20;   // the same for windows so wide and tall that they take more; beyond: the engine
 
 // How planes are cut: columns into tiles, rows into blocks. Tasks that follow one another are blocks of one tile, which a
 // thread takes in one piece, or whole planes.
@@ -180,8 +180,8 @@ class WideRows {
     return nan.any();
   }
 
-  // Row h of the inputs: kept, merged with those of its block before it, and with the end of
-  // the block before, `ends`. What is merged over h goes to `line` merged over 2^Levels columns, Levels vectors late.
+  // Row h of the inputs: kept, merged with those of its block before it, and with the end of the block before, `ends`.
+  // What is merged over h goes to `line` merged over 2^Levels columns, Levels vectors late.
   template <class Op, int Levels, Role R>
   ANYPOOL_INLINE void input_row(i64 h, A* keep, const A* ends, A* line, Seen& nans) {
     using Memory = Lanes<T, A, L, Op::kNumbersOnly>;
