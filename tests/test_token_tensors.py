@@ -228,6 +228,12 @@ def test_bad_arguments():
         ap.pool_tokens([x[0], np.ones((2, 4), np.float32)], "mean")
     with pytest.raises(ValueError, match=r"x must be a list of tensors \(tokens, features\), got \(4,\) at 0"):
         ap.attention_pool([torch.ones(4), torch.ones(4)], torch.ones(4))
+    for values, got in (
+        ("ab", "a tensor or a list of tensors, got 'ab'"),
+        ([x[0], 3], "a list of tensors, got int at 1"),
+    ):
+        with pytest.raises(TypeError, match=f"values must be {got}"):
+            ap.attention_pool(x, torch.ones(4), values=values)
     with pytest.raises(TypeError, match=r"x must be float16, bfloat16, float32 or float64, got torch\.int64"):
         ap.pool_tokens(x.long(), "mean")
     with pytest.raises(ValueError, match=r"mask must have shape \(2, 3\)"):

@@ -386,7 +386,7 @@ torch.library.register_autograd(
 # ---- what the public functions call ----------------------------------------------------------------------------------
 
 
-def _unnested(x: Any, kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+def _unnested(x: Any, kwargs: dict[str, Any], name: str = "x") -> tuple[torch.Tensor, dict[str, Any]]:
     """Return packed rows and their offsets for a jagged nested tensor or a list of tensors."""
     if isinstance(x, torch.Tensor) and not x.is_nested:
         return x, kwargs
@@ -402,22 +402,25 @@ def _unnested(x: Any, kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, A
         if lengths is None:
             return values, kwargs | {"offsets": offsets}
         return values, kwargs | {"spans": torch.stack([offsets[:-1], offsets[:-1] + lengths], -1)}
-    rows = _rows_of_list(x)
+    rows = _rows_of_list(x, name)
     lengths = torch.tensor([0, *(len(t) for t in rows)], device=rows[0].device)
     return torch.cat(rows), kwargs | {"offsets": lengths.cumsum(0)}
 
 
-def _rows_of_list(x: Any) -> list[torch.Tensor]:
+def _rows_of_list(x: Any, name: str) -> list[torch.Tensor]:
     """Check that a list holds tensors that are alike, as arrays have to be: `torch.cat` would promote dtypes."""
-    lead = x[0]
-    if lead.dim() != 2:
-        raise ValueError(f"x must be a list of tensors (tokens, features), got {tuple(lead.shape)} at 0")
+    if not isinstance(x, (list, tuple)) or not x:
+        raise TypeError(f"{name} must be a tensor or a list of tensors, got {shown(x)}")
     for i, t in enumerate(x):
         if not isinstance(t, torch.Tensor):
-            raise TypeError(f"x must be a list of tensors, got {type(t).__name__} at {i}")
+            raise TypeError(f"{name} must be a list of tensors, got {type(t).__name__} at {i}")
+    lead = x[0]
+    if lead.dim() != 2:
+        raise ValueError(f"{name} must be a list of tensors (tokens, features), got {tuple(lead.shape)} at 0")
+    for i, t in enumerate(x):
         if t.dim() != 2 or (t.shape[1], t.dtype, t.device) != (lead.shape[1], lead.dtype, lead.device):
             raise ValueError(
-                f"x must be a list of tensors (tokens, {lead.shape[1]}) of dtype {lead.dtype} on {lead.device}, "
+                f"{name} must be a list of tensors (tokens, {lead.shape[1]}) of dtype {lead.dtype} on {lead.device}, "
                 f"got {tuple(t.shape)} {t.dtype} on {t.device} at {i}"
             )
     return list(x)
@@ -513,7 +516,7 @@ def attention_pool(
 ) -> torch.Tensor:
     """As `anypool.attention_pool`, for tensors."""
     if values is not None:
-        values = _unnested(values, layout)[0]
+        values = _unnested(values, layout, "values")[0]
     x, layout = _unnested(x, layout)
     _same_dtype(dtype, x)
     at = f"x: {tuple(x.shape)}"
