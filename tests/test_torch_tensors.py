@@ -496,6 +496,16 @@ def test_a_gradient_that_is_recorded_inside_of_a_transform():
         close(torch.autograd.grad(found[0], x)[0], wanted)
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("size", [0, (0, 2, 0)])
+def test_gradients_of_no_output(backend, size):
+    x = torch.ones(1, 3, 4, 4, 9, requires_grad=True)
+    with ap.backends.use(backend):
+        ap.adaptive_avg_pool3d(x, size).sum().backward()
+    assert x.grad.shape == x.shape
+    assert not x.grad.any()
+
+
 @by_float
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_halves_without_data(rank, dtype):

@@ -183,6 +183,8 @@ def sum_backward(grad: torch.Tensor, origin: Origin, spec: Spec) -> torch.Tensor
 
 def sum_in_torch(grad: torch.Tensor, origin: Origin, spec: Spec) -> torch.Tensor:
     """Return the gradient of a sum or mean in torch operations."""
+    if not grad.numel():  # no output saw anything
+        return grad.new_zeros(origin.shape)
     y: torch.Tensor = reference.run(problem_of(origin.memory(), spec).adjoint, grad)[0]
     return y
 
