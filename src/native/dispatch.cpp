@@ -75,7 +75,7 @@ void make_sliding(Plan& p, Axis& a) {
   a.pad = pad, a.pad_hi = a.n_out - a.n_in + reach - pad;
 }
 
-// An array whose rows have one element is one of shorter rows: kernels look for neighbours along a row.
+// Where rows have one element, the axis before is taken for the row: kernels look for neighbours along a row.
 void join_single_columns(Plan& p) {
   const auto single = [](const Axis& a) {
     return a.kind == AxisKind::sliding && a.n_in == 1 && a.n_out == 1 && a.kernel == 1 && a.pad == 0;
