@@ -74,6 +74,33 @@ def test_windows_beyond_all_measure_are_refused(kwargs, backend):
         ap.pool(np.ones((8, 8), np.float16), "max", stride=1, **kwargs)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    "windows",
+    [
+        {"kernel_size": 3, "stride": 2**39},
+        {"kernel_size": 3, "stride": 2**39, "dilation": 2**38, "padding": 2**38},
+        {"kernel_size": 3, "stride": 2**39, "padding": 2**30, "empty": 0.0},  # the only window lies in the padding
+        {"kernel_size": 3, "stride": 2**30, "dilation": 2**31, "padding": 2**31},
+        {"kernel_size": 2**31 + 1, "stride": 2**29, "padding": 2**30},
+        {"kernel_size": 3, "stride": 2**12, "dilation": 2**12, "padding": 2**12},
+    ],
+)
+def test_gradients_of_windows_wider_than_memory(windows, rows, backend):
+    """One for each output, at the winner: of all columns that windows reach, only those of the input need room."""
+    x = np.random.default_rng(0).permutation(rows * 50).reshape(rows, 50).astype(np.float32)
+    y = ap.pool(x, "max", axes=1, **windows)
+    wanted = np.zeros_like(x)
+    for row in range(rows):
+        for o in range(y.shape[1]):
+            first, step = o * windows["stride"] - windows.get("padding", 0), windows.get("dilation", 1)
+            last = first + (windows["kernel_size"] - 1) * step
+            seen = [j for j in range(50) if first <= j <= last and (j - first) % step == 0]
+            if seen:
+                wanted[row, max(seen, key=lambda j: x[row, j])] += row * y.shape[1] + o + 1
+    np.testing.assert_array_equal(gradient(x, "max", axes=1, **windows), wanted)
+
+
 def test_memory_follows_the_data_and_not_the_padding():
     resource = pytest.importorskip("resource", reason="this system does not tell its memory")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -20,6 +20,7 @@ class SelectBackward {
   const Plan& p_;
   const Buffers buf_;
   Arena arena_;
+  bool by_taps_;  // see place()
   i64 cb_max_, places_, n_out_;
   A *sum_, *grad_, *line_;
   I* code_;
@@ -42,7 +43,8 @@ class SelectBackward {
     cb_max_ = lower(p_.tile_c, p_.inner);
     n_out_ = w.n_out;
     const i64 left = higher(w.pad, 0);
-    places_ = phases() * (ceil_div(higher(w.n_in + left, reach()), phases()) + 1);
+    by_taps_ = sliding() && w.kernel <= 4 && higher(higher(left, w.stride), reach()) <= 4 * w.n_in + 64;
+    places_ = by_taps_ ? phases() * (ceil_div(higher(w.n_in + left, reach()), phases()) + 1) : w.n_in;
     sum_ = arena_.take_array<A>(places_ * cb_max_);
     line_ = arena_.take_array<A>(w.n_in * cb_max_);
     // Input rows that follow one another are seen by the same output rows.
@@ -92,16 +94,16 @@ class SelectBackward {
   }
 
  private:
-  // Columns are summed at place (j + pad) % stride, (j + pad) / stride: there, one tap of all windows is contiguous.
+  // Columns are summed where they are; by taps, at place (j + pad) % stride, (j + pad) / stride: there, one tap of all
+  // windows is contiguous. Not where a stride, a gap or the padding is so wide that most places would be of no column.
   bool sliding() const { return p_.axis[2].kind == AxisKind::sliding; }
-  bool by_taps() const { return sliding() && p_.axis[2].kernel <= 4; }
-  i64 phases() const { return by_taps() ? p_.axis[2].stride : 1; }
-  i64 reach() const {
+  i64 phases() const { return by_taps_ ? p_.axis[2].stride : 1; }
+  i64 reach() const {  // of all windows of a row
     const Axis& w = p_.axis[2];
-    return sliding() ? (w.n_out - 1) * w.stride + (w.kernel - 1) * w.dilation + 1 : w.n_in;
+    return (w.n_out - 1) * w.stride + (w.kernel - 1) * w.dilation + 1;
   }
   i64 place(i64 j) const {
-    const i64 q = sliding() ? j + p_.axis[2].pad : j, s = phases();
+    const i64 q = by_taps_ ? j + p_.axis[2].pad : j, s = phases();
     return s == 1 ? q : q % s * (places_ / s) + q / s;
   }
 
@@ -248,7 +250,7 @@ class SelectBackward {
 
   void add_row(const Seen& row) {
     const Axis& w = p_.axis[2];
-    if (by_taps()) {
+    if (by_taps_) {
       for (i64 t = w.kernel - 1; t >= 0; --t) {  // last tap first: each place then adds its windows in ascending order
         const i64 q = t * w.dilation;
         add_where(sum_ + (q % w.stride * (places_ / w.stride) + q / w.stride) * cb_, row, I(row.base + t),
@@ -259,8 +261,9 @@ class SelectBackward {
     for (i64 o = 0; o < n_out_; ++o) {  // wide or irregular windows: each output knows its winner's place in this row
       const i64 start = sliding() ? o * w.stride - w.pad : w.first[o];
       for (i64 c = 0; c < cb_; ++c) {
-        const i64 t = i64(row.code[o * cb_ + c]) - row.base;
-        if (t >= 0 && t < w.kernel) sum_[place(start + t * w.dilation) * cb_ + c] += row.grad[o * cb_ + c];
+        const i64 t = i64(row.code[o * cb_ + c]) - row.base, j = start + t * w.dilation;
+        if (t >= 0 && t < w.kernel && j >= 0 && j < w.n_in)  // a window of padding alone has a winner there
+          sum_[j * cb_ + c] += row.grad[o * cb_ + c];
       }
     }
   }

@@ -1,5 +1,6 @@
-// Vectors of one instruction-set level. Included by kernels.cpp only, inside its anonymous namespace: a symbol shared
-// between two levels would let the linker keep the copy that an older CPU cannot run.
+// Vectors of one instruction-set level. Only what is compiled for each level includes it, and all of it has no name
+// outside its translation unit: of a symbol shared between two levels the linker might keep the copy that an older CPU
+// cannot run.
 #pragma once
 #include <stdint.h>
 #if defined(__x86_64__)
