@@ -74,6 +74,17 @@ def test_the_older_groups(system):
     assert limits.available() == GIB + 11
 
 
+def test_a_limit_of_addresses(system, tmp_path, monkeypatch):
+    """What ``ulimit -v`` sets, after which PyTorch would raise a RuntimeError."""
+    resource = pytest.importorskip("resource")
+    (tmp_path / "statm").write_text(f"{GIB // resource.getpagesize()} 7 7 7 0 7 0\n")
+    monkeypatch.setattr(limits, "_STATM", tmp_path / "statm")
+    for limit, left in ((3 * GIB, 2 * GIB), (GIB // 2, 0), (9 * GIB, 4 * GIB), (resource.RLIM_INFINITY, 4 * GIB)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, resource.RLIM_INFINITY))
+        system(4 * GIB)
+        assert limits.available() == left
+
+
 def test_where_the_system_does_not_tell_nothing_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "_MEMINFO", tmp_path / "none")
     assert limits.available() is None

@@ -11,10 +11,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 LARGE = 1 << 30  # bytes, from which on we look
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/proc/self/cgroup")
+_STATM = Path("/proc/self/statm")
 _MOUNT = Path("/sys/fs/cgroup")
 _FILES = {  # the limit, what is used, which of that can be taken back, the limit of swap
     2: ("memory.max", "memory.current", ("inactive_file", "active_file"), "memory.swap.max", "memory.swap.current"),
@@ -45,8 +51,16 @@ def available() -> int | None:
         swap = known["SwapFree"]
         room = [known["MemAvailable"] + swap]
         room += [free + min(swap, of_swap) for free, of_swap in _groups(swap)]
+        room += _addresses()
         return max(0, min(room))
     return None
+
+
+def _addresses() -> Iterator[int]:
+    """Yield what ``ulimit -v`` leaves, if it limits this process."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        yield limit - int(_STATM.read_text().split()[0]) * resource.getpagesize()
 
 
 def _table(text: str, unit: int) -> dict[str, int]:
