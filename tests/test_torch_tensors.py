@@ -403,6 +403,17 @@ def test_bad_arguments(call, error, match):
         call(data(2))
 
 
+@pytest.mark.parametrize("norm_type", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_terms_of_lp_pool_that_cancel_have_gradient_zero(norm_type, dtype, backend):
+    x = torch.tensor([[[-3.0, 3, 2, 5, 0, 0]]], dtype=dtype, requires_grad=True)
+    expected = x.detach().clone().requires_grad_()
+    F.lp_pool1d(expected, norm_type, 2).sum().backward()
+    ap.lp_pool1d(x, norm_type, 2).sum().backward()
+    torch.testing.assert_close(x.grad, expected.grad, atol=1e-2 if dtype == torch.float16 else 1e-6, rtol=0)
+    assert x.grad[0, 0, [0, 1, 4, 5]].tolist() == [0, 0, 0, 0]
+
+
 def test_vjp_and_explain():
     x = data(2)
     y, pullback = ap.vjp(ap.max_pool2d, x, 2)

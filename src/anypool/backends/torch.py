@@ -144,7 +144,9 @@ def _finished(job: Pass, s: Any) -> Any:
     if job.finish == "none":
         return s
     if job.finish != "divide":
-        return s if job.p == 1 else _power(s.abs(), 1 / job.p) * (s.sign() if job.finish == "signed_root" else 1)
+        if job.p == 1:  # signs may cancel: the gradient is 0 where the sum is, as for any other p
+            return torch.where(s == 0, s.detach(), s)
+        return _power(s.abs(), 1 / job.p) * (s.sign() if job.finish == "signed_root" else 1)
     assert job.divisor is not None
     by = _divisors(job.divisor, job.axes, s)
     if s.is_floating_point():
