@@ -25,7 +25,16 @@ def test_inputs_that_no_window_saw_have_gradient_zero(shape, stride, backend):
     seen = np.zeros(shape, bool)
     seen[..., :: stride[0], :: stride[1]] = True
     assert (grad[~seen] == 0).all()
+    assert not np.signbit(grad[~seen]).any()
     assert grad[seen].tolist() == list(range(1, int(seen.sum()) + 1))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "max"])
+def test_inputs_between_the_taps_of_every_window_have_gradient_zero(reduction, backend):
+    grad = gradient(np.ones((2, 5), np.float32), reduction, 2, axes=1, stride=1, dilation=4)
+    assert (grad[:, [0]] > 0).all()
+    assert (grad[:, 1:4] == 0).all()
+    assert not np.signbit(grad[:, 1:4]).any()
 
 
 @pytest.mark.parametrize(

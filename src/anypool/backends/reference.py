@@ -183,7 +183,7 @@ def _finished(job: Pass, state: State, post: Array | None) -> Array:
         else:
             assert post is not None
             y = finish_gradient(job.finish, state, post.astype(state[0].dtype), job.p)
-        if isinstance(job.windows.axes[0], Transposed):
+        if any(isinstance(axis, Transposed) for axis in job.windows.axes):
             y = y + y.dtype.type(0)  # an input that no window saw: 0.0, not -0.0
         rounded: Array = y.astype(job.result)
         return rounded
