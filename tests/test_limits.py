@@ -141,6 +141,15 @@ def test_the_result_and_its_indices_count_together(system):
         ap.max_pool2d(x, 1, return_indices=True)
 
 
+def test_a_result_that_is_only_explained_needs_nothing(system):
+    """Nor does the system have to promise it: this one is larger than all addresses."""
+    system(0)
+    x = np.broadcast_to(np.float32(1), (1 << 30, 8, 7, 7))
+    for kwargs in ({}, {"mask": np.ones((7, 7), bool)}, {"return_indices": True}):
+        e = ap.explain(ap.adaptive_max_pool2d, x, 1 << 10, **kwargs)
+        assert e.output_shape == (1 << 30, 8, 1 << 10, 1 << 10)
+
+
 def test_an_out_of_the_caller_needs_nothing(system):
     system(0)
     x = np.broadcast_to(np.int8(1), (1 << 10, 1 << 20))

@@ -37,6 +37,12 @@ def test_inputs_between_the_taps_of_every_window_have_gradient_zero(reduction, b
     assert not np.signbit(grad[:, 1:4]).any()
 
 
+def test_the_sign_of_nan_is_zero_in_gradients_of_the_largest_magnitude(backend):
+    x = np.array([np.nan, 1, -3, 2])
+    assert gradient(x, "lp", 2, norm_type=np.inf).tolist() == [0, 0, -2, 0]
+    assert gradient(x, "lp", 2, norm_type=np.inf, mask=np.ones(4, bool)).tolist() == [0, 0, -2, 0]
+
+
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [("uint8", "uint16"), ("uint8", "uint32"), ("int8", "int16"), ("bool", "int8"), ("uint16", "uint32")],

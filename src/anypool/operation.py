@@ -35,6 +35,7 @@ from anypool.reductions import (
     find,
     is_float,
     plain_gradient,
+    sign,
 )
 from anypool.windows import Windows
 
@@ -547,7 +548,7 @@ def _select(problem: Problem, x: Array, out: Array | None) -> tuple[Array, Gradi
     codes = empty_like(x, kind, job.shape(x.shape))
     backend, _ = select(job, x)
     _write(backend, job, x, y, codes, out)
-    signs = np.sign(x) if job.lift == "absolute" else None
+    signs = sign(x) if job.lift == "absolute" else None
 
     def gradient(g: Array, grad_x: Array) -> None:
         select(job, g)[0].select_backward(job, g, codes, grad_x)

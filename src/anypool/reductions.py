@@ -113,6 +113,12 @@ def _power(x: Array, p: float) -> Array:
     return y
 
 
+def sign(x: Array) -> Array:
+    """Return the sign, which is 0 for a NaN, as PyTorch says."""
+    signs: Array = np.where(x == x, np.sign(x), x.dtype.type(0))
+    return signs
+
+
 def _root(s: Array, p: float) -> Array:
     """Return sign(s) |s|^(1/p), rounded once."""
     if p == 1:

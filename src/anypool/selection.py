@@ -36,7 +36,7 @@ from anypool.operation import (
     resolve,
     tensors,
 )
-from anypool.reductions import check_dtype, divide_half_even, find, is_float, neutral
+from anypool.reductions import check_dtype, divide_half_even, find, is_float, neutral, sign
 from anypool.windows import Windows
 
 PIECE = 1 << 22  # bytes of the input taken at once: they stay in a core's cache from one pass to the next
@@ -588,9 +588,7 @@ def _first(result: Any) -> Array:
 
 def _select_gradient(selected: Selected, x: Array, codes: Array, by: Array) -> Gradient:
     problem = selected.problem
-    signs = None
-    if problem.job.lift == "absolute":
-        signs = np.where(np.isnan(x), x.dtype.type(0), np.sign(x))
+    signs = sign(x) if problem.job.lift == "absolute" else None
 
     def gradient(g: Array, grad_x: Array) -> None:
         g = np.where(by != 0, np.expand_dims(g, problem.squeeze), g.dtype.type(0))

@@ -15,6 +15,7 @@ from anypool import _native
 from anypool.backends import Array, Pass
 from anypool.layouts import canonical
 from anypool.limits import require
+from anypool.memory import described_like
 from anypool.reductions import is_float
 from anypool.windows import Axis, Sliding, Table, Transposed, Windows
 
@@ -66,8 +67,8 @@ class Native:
 
     def describe(self, job: Pass, x: Array) -> dict[str, Any]:
         shape = job.shape(x.shape)
-        y = np.empty_like(x, job.result, shape=shape)
-        codes = np.empty_like(x, job.code_dtype(), shape=shape) if job.codes else None
+        y = described_like(x, job.result, shape)
+        codes = described_like(x, job.code_dtype(), shape) if job.codes else None
         return describe(job, recipe_for(job, x, y, codes))
 
     def run(self, job: Pass, x: Array, out: Array, codes: Array | None = None, aux: Array | None = None,
@@ -103,7 +104,7 @@ class Native:
     def describe_selected(
         self, job: Pass, x: Array, mask: Array | None, none: Any, omit: bool
     ) -> dict[str, Any] | None:
-        out = np.empty_like(x, job.result, shape=job.shape(x.shape))
+        out = described_like(x, job.result, job.shape(x.shape))
         recipe = _selected_recipe(job, x, out, mask, none, omit)[1]
         return None if recipe is None else describe(job, recipe)
 
