@@ -414,6 +414,18 @@ def test_terms_of_lp_pool_that_cancel_have_gradient_zero(norm_type, dtype, backe
     assert x.grad[0, 0, [0, 1, 4, 5]].tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("norm_type", [2, 3, 2.5, 101])
+@pytest.mark.parametrize("reduction", ["lp", "lp_pool"])
+def test_powers_that_overflow_have_gradient_zero(reduction, norm_type, backend):
+    x = torch.tensor([[[np.inf, 2, -np.inf, 1, 1e30, 1, 0.5, 0.4]]], requires_grad=True)
+    if reduction == "lp":
+        ap.pool(x, "lp", 2, axes=2, norm_type=norm_type).sum().backward()
+    else:
+        ap.lp_pool1d(x, norm_type, 2).sum().backward()
+    assert (x.grad[0, 0, :6] == 0).all()
+    assert (x.grad[0, 0, 6:] > 0).all()
+
+
 def test_vjp_and_explain():
     x = data(2)
     y, pullback = ap.vjp(ap.max_pool2d, x, 2)

@@ -113,15 +113,16 @@ def _lifted(job: Pass, x: Any) -> Any:
         return x
     p = job.p
     if job.lift == "power":
-        return x * x if p == 2 else x.abs() if p == 1 else _power(x.abs(), p)
+        return x.abs() if p == 1 else _power(x.abs(), p)
     assert job.lift == "signed_power"
     return x if p == 1 else _power(x.abs(), p) * x.sign()
 
 
 def _power(x: Any, p: float) -> Any:
-    """x^p for x >= 0, with the gradient 0 where x is 0."""
-    zero = x == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, x) ** p)
+    """x^p for x >= 0, with the gradient 0 where x is 0 or the power infinite, as in the other backends."""
+    y = x.detach() ** p
+    usual = (x != 0) & ~y.isinf()
+    return torch.where(usual, torch.where(usual, x, 1.0) ** p, y)
 
 
 def _summed(job: Pass, x: Any) -> Any:
