@@ -210,8 +210,11 @@ def test_bad_arguments():
     ):
         with pytest.raises(ValueError, match=rf"nested x must be jagged, \(rows, tokens, features\), got {got}"):
             ap.pool_tokens(nested, "mean")
-    for flat in (torch.ones(4), torch.ones(3, 0)):
-        with pytest.raises(ValueError, match=r"x must have tokens and at least one feature \(x: "):
+    for flat, rule in (
+        (torch.ones(4), "at least 2 dimensions, tokens and"),
+        (torch.ones(3, 0), "at least one feature in"),
+    ):
+        with pytest.raises(ValueError, match=rf"x must have {rule} .*, got \d \(x: "):
             ap.attention_pool(flat, torch.ones(4))
     with pytest.raises(ValueError, match="mask must be on the device of x, cpu, got meta"):
         ap.pool_tokens(x, "mean", mask=torch.ones(2, 3, device="meta"))

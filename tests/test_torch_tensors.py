@@ -389,12 +389,17 @@ def test_dtype():
         (
             lambda x: ap.vjp(ap.avg_pool2d, x, 2)[1](torch.ones(2, 5, 6, 5), out=x.requires_grad_()),
             ValueError,
-            "out must be of dtype torch.float32 and require no gradient",
+            r"out must be of dtype torch.float32 and require no gradient, got torch.float32, requires_grad=True \(x: ",
         ),
         (
             lambda x: ap.vjp(ap.avg_pool2d, x, 2)[1](torch.ones(2, 5, 6, 5), out=x[0]),
             ValueError,
             r"out must be a tensor of the shape of x, \(2, 5, 13, 10\) on cpu, got \(5, 13, 10\) on cpu",
+        ),
+        (
+            lambda x: ap.max_unpool2d(x, torch.zeros(x.shape, dtype=torch.int64, device="meta"), 2),
+            ValueError,
+            r"indices must have the shape of x and be on cpu, got \(2, 5, 13, 10\) on meta \(x: ",
         ),
     ],
 )
@@ -553,7 +558,9 @@ def test_autocast_like_pytorch(rank, dtype):
             leaf = x.clone().requires_grad_(grad)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 got, expected = named(ap, family, rank)(leaf, *args), named(F, family, rank)(leaf, *args)
+                explained = ap.explain(named(ap, family, rank), leaf, *args)
             assert got.dtype == expected.dtype, family
+            assert explained.result_dtype == str(got.dtype).removeprefix("torch."), family
             if family == "lp_pool" and rank == 3:  # PyTorch takes the powers in bfloat16 even so
                 expected = named(F, family, rank)(x.float(), *args)
             close(got, expected)

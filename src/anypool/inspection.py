@@ -163,6 +163,7 @@ def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
 def _explained(call: Call) -> Explanation:
     array: Any = call.x
     if is_tensor(array):
+        array = tensors().as_autocast_has_it(array, call.what)
         backend, description, notes = tensors().plan_of(array, call.what)
         array, problem = tensors().problem_of(array, call.what)
     else:

@@ -108,11 +108,16 @@ def matrix_at(address: int, dtype: np.dtype[Any], shape: Sequence[int], strides:
                   f"x: {tuple(shape)}")  # fmt: skip
 
 
-def _checked(array: Array, where: str) -> Array:
-    if array.ndim < 2:
-        raise ValueError(f"x must have at least 2 dimensions, tokens and features, got {array.ndim} ({where})")
-    if array.shape[-1] == 0:
+def check_shape(shape: Sequence[int], where: str) -> None:
+    """Refuse an x without tokens or features."""
+    if len(shape) < 2:
+        raise ValueError(f"x must have at least 2 dimensions, tokens and features, got {len(shape)} ({where})")
+    if shape[-1] == 0:
         raise ValueError(f"x must have at least one feature in its last dimension, got 0 ({where})")
+
+
+def _checked(array: Array, where: str) -> Array:
+    check_shape(array.shape, where)
     check_dtype(array.dtype, where)
     if not regular(array):  # a field of a packed record, or the other byte order: the one case that is copied
         array = array.astype(array.dtype.newbyteorder("="))

@@ -22,7 +22,7 @@ from anypool.backends import asked_for, tokens_native
 from anypool.tensors import plain
 from anypool.tensors.kernels import address_of
 from anypool.token_gradients import Known, run_known, weights_gradient, write_gradient
-from anypool.token_matrix import Matrix, matrix_at, matrix_of
+from anypool.token_matrix import Matrix, check_shape, matrix_at, matrix_of
 from anypool.token_reductions import names_of, terms_of
 from anypool.tokens import LAYOUTS, TokenCall, call_of, run_call
 from anypool.windows import size_argument
@@ -520,8 +520,7 @@ def attention_pool(
     x, layout = _unnested(x, layout)
     _same_dtype(dtype, x)
     at = f"x: {tuple(x.shape)}"
-    if x.ndim < 2 or x.shape[-1] == 0:
-        raise ValueError(f"x must have tokens and at least one feature ({at})")
+    check_shape(x.shape, at)
     factor = 1 / math.sqrt(x.shape[-1]) if scale is None else number_argument("scale", scale, at)
     asked = _tensor("query", query, x)
     if values is not None and values.device != x.device:

@@ -286,12 +286,18 @@ def _in_torch_operations(x: torch.Tensor, what: Description) -> Any:
     return tuple(results) if problem.return_indices else results[0]
 
 
+def autocasts(x: torch.Tensor, what: Description) -> bool:
+    """Whether autocast, which is on, has x in float32."""
+    device = x.device.type  # PyTorch raises if asked about autocast on "meta"
+    halves = x.dtype in _HALVES and widened_by_autocast(what)
+    return halves and device != "meta" and torch.is_autocast_enabled(device)
+
+
 def _operators(x: torch.Tensor, what: Description, where: str) -> Any:
     """Pool by operators of `torch.library`, which everything that traces, fakes or wraps tensors understands."""
     from anypool.tensors import operators  # noqa: F401  defines them
 
-    device = x.device.type  # PyTorch raises if asked about autocast on "meta"
-    if widened_by_autocast(what) and x.dtype in _HALVES and device != "meta" and torch.is_autocast_enabled(device):
+    if autocasts(x, what):
         x = x.float()
     spec, absolute = _without_absolute(spec_of(what, x.shape, where))
     if absolute:
@@ -346,7 +352,8 @@ def pulled(function: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: 
         if grad_y.is_complex():
             raise TypeError(f"grad_y must be real numbers, got {grad_y.dtype} (x: {tuple(x.shape)})")
         if out is not None and (out.dtype != x.dtype or out.requires_grad):
-            raise ValueError(f"out must be of dtype {x.dtype} and require no gradient, got {out.dtype}")
+            got = f"{out.dtype}, requires_grad={out.requires_grad} (x: {tuple(x.shape)})"
+            raise ValueError(f"out must be of dtype {x.dtype} and require no gradient, got {got}")
         (grad_x,) = torch.autograd.grad(y, leaf, grad_y.to(y.dtype), retain_graph=True)
         return grad_x if out is None else out.copy_(grad_x)
 
@@ -369,8 +376,9 @@ def unpool(rank: int, x: torch.Tensor, indices: Any, kernel_size: Any, stride: A
     if not isinstance(indices, torch.Tensor) or indices.dtype != torch.int64:
         kind = indices.dtype if isinstance(indices, torch.Tensor) else type(indices).__name__
         raise TypeError(f"indices must be a tensor of int64, got {kind} ({where})")
-    if indices.shape != x.shape:
-        raise ValueError(f"indices must have the shape of x, got {tuple(indices.shape)} ({where})")
+    if indices.shape != x.shape or indices.device != x.device:
+        got = f"{tuple(indices.shape)} on {indices.device}"
+        raise ValueError(f"indices must have the shape of x and be on {x.device}, got {got} ({where})")
     positions = math.prod(sizes)
     shape = (*x.shape[:-rank], *sizes)
     if math.prod(shape) >= 2**59:
@@ -428,6 +436,11 @@ def fractional(rank: int, x: torch.Tensor, kernel_size: Any, output_size: Any, o
 # ---- looking ---------------------------------------------------------------------------------------------------------
 
 
+def as_autocast_has_it(x: torch.Tensor, what: Description) -> torch.Tensor:
+    """Return x, or a tensor like what autocast makes of it; nothing is computed."""
+    return torch.empty_like(x, dtype=torch.float32, requires_grad=False) if autocasts(x, what) else x
+
+
 def plan_of(x: torch.Tensor, what: Description) -> tuple[str, dict[str, Any], list[str]]:
     """Return the backend that would run, its own words about it, and why it is not one before it."""
     device = f"{x.device.type}"
@@ -446,8 +459,6 @@ def plan_of(x: torch.Tensor, what: Description) -> tuple[str, dict[str, Any], li
         return backend.name, backend.describe(problem.job, at), reasons  # type: ignore[arg-type]
     if _keys(x).raw_repr() in PLAIN:
         call = Call(x, what)
-        if call.autocast and torch.is_autocast_enabled("cpu"):
-            return plan_of(x.detach().float(), what)
         if call.plan is None:
             floating = x.detach() if x.is_floating_point() else x.double()
             return plan_of(floating, what._replace(reduction="max", parameter=None, signed=False))
