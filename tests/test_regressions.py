@@ -89,6 +89,23 @@ def test_windows_beyond_all_measure_are_refused(kwargs, backend):
         ap.pool(np.ones((8, 8), np.float16), "max", stride=1, **kwargs)
 
 
+def test_windows_of_more_taps_than_64_bits_count_are_refused(backend):
+    """Whose codes wrapped around: found by the sanitizers."""
+    x, windows = np.ones((4, 4), np.float32), {"stride": 1, "padding": (2**38, 2**38)}
+    with pytest.raises(
+        ValueError, match=r"kernel_size must give a window fewer than 2\*\*62 taps, got \(549755813888, 5"
+    ):
+        ap.pool(x, "max", (2**39, 2**39), return_indices=True, **windows)
+
+
+def test_indices_and_means_of_windows_of_nearly_so_many_taps(backend):
+    x = np.arange(16, dtype=np.float32).reshape(4, 4)
+    wide = {"axes": (0, 1), "kernel_size": (2**22, 2**39), "stride": 1, "padding": ((2**22 - 1, 0), (2**39 - 1, 0))}
+    at = ap.pool(x, "max", return_indices=True, **wide)[1]
+    assert at.tolist() == np.arange(16).reshape(4, 4).tolist()
+    assert ap.pool(x, "mean", **wide)[-1, -1] == np.float32(120 / 2**61)
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(
     "windows",

@@ -24,7 +24,7 @@ from anypool.limits import require
 Ints = npt.NDArray[np.int64]
 DivisorRule = Literal["window", "valid"]
 
-_LARGEST = 2**62  # positions and sizes stay below it, so that sums of two never overflow 64 bits
+_LARGEST = 2**62  # positions, sizes and taps stay below it, so that sums of two never overflow 64 bits
 _REACH = 2**40  # a window with its padding: products with sizes of rows stay far from overflow
 _TABLE_BYTES = 160  # for each window of a `Table` while it is made: Python's numbers and NumPy's
 
@@ -353,6 +353,8 @@ def sliding(sizes: Sequence[int], kernel_size: Any, stride: Any = None, padding:
             rule = f"must leave every window some input, or empty= give a value: window {empty} has none"
             raise _error(f"padding[{i}]", rule, p, where)
         axes.append(axis)
+    if math.prod(kernel) >= _LARGEST:
+        raise _error("kernel_size", "must give a window fewer than 2**62 taps", tuple(kernel), where)
     return Windows(tuple(axes))
 
 
