@@ -142,16 +142,25 @@ def agree(a: Any, b: Any, call: calls.Call, scale: float) -> None:
 
 def same(call: calls.Call, a: np.ndarray, b: np.ndarray, scale: float) -> bool:
     if not exact(call, a):
-        return near(*(finite(a, b) if of_infinite_query(call) else (a, b)), scale, power(call))
+        return near(*(finite(a, b) if of_infinite_query(call) else (a, b)), scale, unit(call, a))
     if call.tensors and call.function.startswith("fractional"):  # PyTorch's own operator: of equal zeros it has another
         return np.array_equal(a, b, equal_nan=True)
     return tolerance.same_bits(a, b)
 
 
-def power(call: calls.Call) -> float:
-    """Return by how much a rounding grows: a gradient of lp is a power of a rounded ratio."""
+UNITS = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-5, "float64": 1e-11}
+
+
+def unit(call: calls.Call, a: np.ndarray) -> float:
+    """Return what a few roundings make, of the result's dtype and of the one that was asked for.
+
+    A gradient of lp is a power of a rounded ratio.
+    """
+    asked = call.kwargs.get("dtype")
+    largest = max(UNITS.get(a.dtype.name, 1e-5), UNITS.get(asked, 0.0) if type(asked) is str else 0.0)
     p = call.kwargs.get("norm_type", 1)
-    return max(1.0, float(p)) if isinstance(p, (int, float, np.integer, np.floating)) and np.isfinite(p) else 1.0
+    number = isinstance(p, (int, float, np.integer, np.floating)) and np.isfinite(p)
+    return min(1.0, largest * (max(1.0, float(p)) if number else 1.0))
 
 
 def of_infinite_query(call: calls.Call) -> bool:
@@ -176,14 +185,12 @@ def largest(arrays: list[np.ndarray]) -> float:
     return max((float(np.max(w, initial=0.0, where=np.isfinite(w))) for w in wide), default=0.0)
 
 
-def near(a: np.ndarray, b: np.ndarray, scale: float, power: float) -> bool:
+def near(a: np.ndarray, b: np.ndarray, scale: float, unit: float) -> bool:
     """Whether two floats differ by what a few roundings of their dtype and of intermediate float32 sums explain.
 
     Values and bits are the business of other tests: here a wrong element is looked for, not a wrong rounding.
     """
     p, q = a.astype(np.float64), b.astype(np.float64)
-    unit = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-5, "float64": 1e-11}.get(a.dtype.name, 1e-5)
-    unit = min(1.0, unit * power)
     with np.errstate(invalid="ignore"):
         return bool(((p == q) | (np.isnan(p) & np.isnan(q)) | (np.abs(p - q) <= unit * (np.abs(q) + scale))).all())
 
