@@ -419,6 +419,15 @@ def test_terms_of_lp_pool_that_cancel_have_gradient_zero(norm_type, dtype, backe
     assert x.grad[0, 0, [0, 1, 4, 5]].tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("norm_type", [1, 2, 3, 2.5])
+def test_nan_that_no_window_sees_has_gradient_zero(norm_type, backend):
+    x = torch.tensor([[[[1.0, 2, np.nan], [3, 4, np.nan], [np.nan] * 3]]], requires_grad=True)
+    ap.lp_pool2d(x, norm_type, 2).sum().backward()
+    assert (x.grad[..., :2, :2] > 0).all()
+    assert (x.grad[..., 2] == 0).all()
+    assert (x.grad[..., 2, :] == 0).all()
+
+
 @pytest.mark.parametrize("norm_type", [2, 3, 2.5, 101])
 @pytest.mark.parametrize("reduction", ["lp", "lp_pool"])
 def test_powers_that_overflow_have_gradient_zero(reduction, norm_type, backend):

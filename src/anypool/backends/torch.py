@@ -50,12 +50,17 @@ def _column(values: Any, axis: int, ndim: int, device: Any) -> Any:
     return torch.as_tensor(values, device=device).reshape([-1 if a == axis else 1 for a in range(ndim)])
 
 
-def _axis_taps(windows: Axis, axis: int, x: Any) -> tuple[Any, Any]:
-    """Return the taps of the windows on one axis, along a new last axis, and which of them are inside the data."""
+def _places(windows: Axis) -> tuple[Any, Any]:
+    """Return where the taps of the windows on one axis lie, ``(outputs, taps)``, and which are inside the data."""
     start, _, lo, hi = windows.spans()
     t = np.arange(windows.kernel)
     inside = (lo[:, None] <= t) & (t < hi[:, None])
-    at = np.where(inside, start[:, None] + t * windows.step, 0)
+    return np.where(inside, start[:, None] + t * windows.step, 0), inside
+
+
+def _axis_taps(windows: Axis, axis: int, x: Any) -> tuple[Any, Any]:
+    """Return the taps of the windows on one axis, along a new last axis, and which of them are inside the data."""
+    at, inside = _places(windows)
     taps = x.index_select(axis, torch.as_tensor(at.reshape(-1), device=x.device))
     taps = taps.unflatten(axis, at.shape).movedim(axis + 1, -1)
     shape = [at.shape[0] if a == axis else 1 for a in range(taps.ndim - 1)]
@@ -112,10 +117,20 @@ def _lifted(job: Pass, x: Any) -> Any:
     if job.lift == "none":
         return x
     p = job.p
+    for axis, windows in zip(job.axes, job.windows.axes, strict=True):
+        x = _seen(windows, axis, x)
     if job.lift == "power":
         return x.abs() if p == 1 else _power(x.abs(), p)
     assert job.lift == "signed_power"
     return x if p == 1 else _power(x.abs(), p) * x.sign()
+
+
+def _seen(windows: Axis, axis: int, x: Any) -> Any:
+    """Return x with ones where no window looks: the slope of a NaN's power is NaN even if nobody asks for it."""
+    at, inside = _places(windows)
+    seen = np.zeros(windows.n_in, bool)
+    seen[at[inside]] = True
+    return x if seen.all() else torch.where(_column(seen, axis, x.ndim, x.device), x, 1.0)
 
 
 def _power(x: Any, p: float) -> Any:
