@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -438,3 +439,19 @@ def test_any_and_all(reduction, name, recorded):
         assert tolerance.same_bits(a, b.numpy())
     with pytest.raises(ValueError, match="mask must leave every window some input, or empty= give a value"):
         ap.pool(t, reduction, 2, mask=torch.zeros(9, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_explain_of_integers_with_weights_tells_of_floats(tensors):
+    """What is not computed is checked and resolved as what is."""
+    x, weights = np.arange(24).reshape(2, 1, 12), np.ones(12)
+    if tensors:
+        x, weights = torch.from_numpy(x), torch.from_numpy(weights)
+    e = ap.explain(ap.adaptive_avg_pool1d, x, 4, weights=weights)
+    assert (e.dtype, e.result_dtype) == ("int64", "float64")
+    integer = torch.int64 if tensors else "int64"
+    for look in (ap.adaptive_avg_pool1d, functools.partial(ap.explain, ap.adaptive_avg_pool1d)):
+        with pytest.raises(TypeError, match="dtype must be a float or hold every float64 value, got int64"):
+            look(x, 4, weights=weights, dtype=integer)
+        with pytest.raises(ValueError, match=r"mask must broadcast to the shape of x, got shape \(3,\)"):
+            look(x, 4, mask=weights[:3] > 0)

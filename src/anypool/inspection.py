@@ -14,6 +14,7 @@ import numpy as np
 from anypool import fractional, selection, unpooling
 from anypool.arguments import flag_argument, refuse_misfit, shown
 from anypool.backends import select
+from anypool.memory import described_like
 from anypool.operation import Call, as_array, compared, differentiate, is_tensor, resolve, tensors
 from anypool.windows import Sliding, Windows, placed
 
@@ -160,12 +161,23 @@ def explain(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
     return _looked_at(fn, "explain", _explained, (x, *args), kwargs)
 
 
+def _pooled(call: Call) -> Any:
+    """Return x, or what stands for it in another dtype if that is pooled: floats of integers that have weights."""
+    weighs = call.selection is not None and call.selection.weights is not None
+    if is_tensor(call.x):
+        return tensors().stand_in(call.x, call.what, weighs)
+    integers = weighs and call.x.dtype.kind in "biu"
+    return described_like(call.x, np.dtype(np.float64), call.x.shape) if integers else call.x
+
+
 def _explained(call: Call) -> Explanation:
-    array: Any = call.x
+    given, array = _dtype_name(call.x), _pooled(call)
+    call = call._replace(x=array)
     if is_tensor(array):
-        array = tensors().as_autocast_has_it(array, call.what)
         backend, description, notes = tensors().plan_of(array, call.what)
         array, problem = tensors().problem_of(array, call.what)
+        if call.selection is not None:
+            tensors().check_selection(call.x, array, problem, call.selection)
     else:
         problem = resolve(array, call.what)
         pooled, run = compared(array, call.what, problem)
@@ -184,7 +196,7 @@ def _explained(call: Call) -> Explanation:
         formula=problem.reduction.formula,
         input_shape=array.shape,
         output_shape=tuple(n for a, n in enumerate(shape) if a not in problem.squeeze),
-        dtype=array.dtype.name,
+        dtype=given,
         accumulator=job.accumulator.name,
         result_dtype=job.result.name,
         axes=job.axes,

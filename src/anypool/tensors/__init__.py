@@ -368,6 +368,13 @@ def selected(x: torch.Tensor, what: Description, given: operation.Selection, out
     return selection.run(x, what, given, out, generator)
 
 
+def check_selection(x: torch.Tensor, at: Memory, problem: Problem, given: operation.Selection) -> None:
+    """Refuse what `selected` would refuse."""
+    from anypool.tensors import selection
+
+    selection.check(x, at, problem, given)
+
+
 def unpool(rank: int, x: torch.Tensor, indices: Any, kernel_size: Any, stride: Any, padding: Any, size: Any) -> Any:
     """Put maxima back. Of equal indices PyTorch's own operator keeps any, and gives each of them a gradient."""
     where = f"x: {tuple(x.shape)}"
@@ -436,9 +443,12 @@ def fractional(rank: int, x: torch.Tensor, kernel_size: Any, output_size: Any, o
 # ---- looking ---------------------------------------------------------------------------------------------------------
 
 
-def as_autocast_has_it(x: torch.Tensor, what: Description) -> torch.Tensor:
-    """Return x, or a tensor like what autocast makes of it; nothing is computed."""
-    return torch.empty_like(x, dtype=torch.float32, requires_grad=False) if autocasts(x, what) else x
+def stand_in(x: torch.Tensor, what: Description, weighs: bool) -> torch.Tensor:
+    """Return x, or a tensor like the one that autocast or weights have pooled in its place; nothing is computed."""
+    if autocasts(x, what):
+        return torch.empty_like(x, dtype=torch.float32, requires_grad=False)
+    integers = weighs and not (x.is_floating_point() or x.is_complex())
+    return torch.empty_like(x, dtype=torch.float64) if integers else x
 
 
 def plan_of(x: torch.Tensor, what: Description) -> tuple[str, dict[str, Any], list[str]]:

@@ -28,14 +28,9 @@ _ARRAYS = frozenset(NUMPY) - {torch.bfloat16}  # dtypes that NumPy has
 
 def run(x: torch.Tensor, what: Description, given: Selection, out: torch.Tensor | None, generator: Any) -> Any:
     """Return the pooled tensor, then the indices and the counts if they are asked for."""
-    others = [a for a in (given.mask, given.weights) if isinstance(a, torch.Tensor)]
     where = f"x: {tuple(x.shape)}"
-    given = given._replace(
-        mask=_as_array("mask", given.mask, where), weights=_as_array("weights", given.weights, where)
-    )
-    for name, a in (("mask", given.mask), ("weights", given.weights)):
-        if isinstance(a, torch.Tensor) and a.device != x.device:
-            raise ValueError(f"{name} must be on the device of x, {x.device}, got {a.device} ({where})")
+    given = _found(x, given, where)
+    others = [a for a in (given.mask, given.weights) if isinstance(a, torch.Tensor)]
     reduction = find(what.reduction)
     followed = any(has_tangent(a) for a in (x, *others))
     recorded = torch.is_grad_enabled() and any(a.requires_grad for a in (x, *others)) and reduction.adjoint is not None
@@ -67,6 +62,23 @@ def run(x: torch.Tensor, what: Description, given: Selection, out: torch.Tensor 
 
         return whole_eagerly(x, named, given, generator)
     return whole(x, named, given, generator)
+
+
+def check(x: torch.Tensor, at: Memory, problem: Problem, given: Selection) -> None:
+    """Refuse what would be refused if x were pooled."""
+    where = f"x: {at.shape}"
+    _checked(at, problem, _found(x, given, where), where)
+
+
+def _found(x: torch.Tensor, given: Selection, where: str) -> Selection:
+    """Return the arguments with what is no tensor as an array."""
+    given = given._replace(
+        mask=_as_array("mask", given.mask, where), weights=_as_array("weights", given.weights, where)
+    )
+    for name, a in (("mask", given.mask), ("weights", given.weights)):
+        if isinstance(a, torch.Tensor) and a.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, got {a.device} ({where})")
+    return given
 
 
 def _as_array(name: str, value: Any, where: str) -> Any:
@@ -172,10 +184,8 @@ class _Inputs(NamedTuple):
 
 
 def _inputs(x: torch.Tensor, at: Memory, problem: Problem, given: Selection) -> _Inputs:
-    """Check the arguments as those of arrays are: arrays stand in for tensors, of their dtypes and shapes."""
     where = f"x: {at.shape}"
-    mask, weights = (_stand_in(n, a, problem, where) for n, a in (("mask", given.mask), ("weights", given.weights)))
-    checked = selection.Selected(problem, at, given._replace(mask=mask, weights=weights), None)  # type: ignore[arg-type]
+    checked = _checked(at, problem, given, where)
     found = _tensor("mask", given.mask, checked.mask, x, problem)
     valid = found
     if checked.omit:
@@ -183,6 +193,12 @@ def _inputs(x: torch.Tensor, at: Memory, problem: Problem, given: Selection) -> 
     by = _tensor("weights", given.weights, checked.weights, x, problem)
     empty = None if checked.empty is None else _number(checked.empty, is_float(problem.job.result))
     return _Inputs(found, by, valid, checked.omit, empty, checked.return_valid, where)
+
+
+def _checked(at: Memory, problem: Problem, given: Selection, where: str) -> selection.Selected:
+    """Check the arguments as those of arrays are: arrays stand in for tensors, of their dtypes and shapes."""
+    mask, weights = (_stand_in(n, a, problem, where) for n, a in (("mask", given.mask), ("weights", given.weights)))
+    return selection.Selected(problem, at, given._replace(mask=mask, weights=weights), None)  # type: ignore[arg-type]
 
 
 def _number(value: Any, floating: bool) -> Any:
