@@ -167,7 +167,7 @@ def test_wide_windows_of_views(reduction):
             assert "wide rows" in ap.explain(ap.pool, view, reduction, **wide).kernel
 
 
-@pytest.mark.parametrize("kernel", [(2**40 - 2**22 + 16, 4_194_240), (500_000, 1), (1, 50_000_000), (2**22, 2**39)])
+@pytest.mark.parametrize("kernel", [(2**40 - 2**22 + 16, 4_194_240), (2_500_000, 1), (1, 50_000_000), (2**22, 2**39)])
 def test_windows_wider_than_memory(kernel):
     """Rows of a block of these would take more than there is, or more than 64 bits can tell."""
     x = np.array([[1, 3], [4, 2]], np.uint8)
