@@ -65,7 +65,7 @@ MUTATIONS = (
     Mutation("winners forget dilation", CODES, "* i], spec.dilation[i]", "* i], 1", WINNERS),
     Mutation("vmap pools the wrong axes", SPEC, "tuple(a + 1 for a in self.axes)", "self.axes", TRANSFORMS),
     Mutation("lp steep at 0", IN_TORCH, "torch.where(usual, torch.where(usual, x, 1.0) ** p, y)", "x**p", LP_AT_ZERO),
-    Mutation("the first NaN wins", IN_TORCH, "!= values, t, -1).amax", "!= values, t, -1).amin", TORCH_AGREES),
+    Mutation("the first NaN wins", IN_TORCH, "!= values, codes, -1).amax", "!= values, codes, -1).amin", TORCH_AGREES),
     Mutation("padding wins", IN_TORCH, "(values == values.amax(-1, keepdim=True)) & inside",
              "values == values.amax(-1, keepdim=True)", TORCH_AGREES),
     Mutation("padding on the other side", RUNS, 'if side == "right" else length', 'if side == "left" else length',

@@ -1,7 +1,7 @@
 """A pass in torch operations: on any device that PyTorch has, differentiable by its autograd, and there to be read.
 
 It is what runs where no kernel of ours does and PyTorch has no operator of its own for the arguments. Sums go one axis
-after the other; winners are found among all taps of a window at once, which takes memory for each of them.
+after the other; logsumexp looks at all taps of a window at once, which takes memory for each of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from anypool.backends import Divisor, Pass
+from anypool.limits import require
 from anypool.windows import Axis
 
 _UNSIGNED = ("uint16", "uint32", "uint64")  # PyTorch stores them, and does little more
@@ -70,6 +71,8 @@ def _axis_taps(windows: Axis, axis: int, x: Any) -> tuple[Any, Any]:
 def _taps(job: Pass, x: Any) -> tuple[Any, Any]:
     """Return every window's taps along one last axis, row-major over the pooled axes, and which are data."""
     ndim = x.ndim
+    n_bytes = math.prod(job.shape(x.shape)) * job.windows.n_taps * x.element_size()
+    require(n_bytes, "the taps of every window", f"x: {tuple(x.shape)}")
     inside = torch.ones((1,) * ndim, dtype=torch.bool, device=x.device)
     for axis, windows in zip(job.axes, job.windows.axes, strict=True):
         x, here = _axis_taps(windows, axis, x)
@@ -80,24 +83,31 @@ def _taps(job: Pass, x: Any) -> tuple[Any, Any]:
 
 
 def _select(job: Pass, x: Any) -> tuple[Any, Any]:
-    taps, inside = _taps(job, x)
+    """Find winners one axis after the other; codes tell the first of equals, and the last NaN, over all axes."""
     if job.lift == "absolute":
-        taps = taps.abs()
-    if taps.is_floating_point():
-        ordered, worst = -taps if job.merge == "min" else taps, -math.inf
-    else:  # complements, which no integer overflows
-        ordered, worst = taps.bitwise_not() if job.merge == "min" else taps, torch.iinfo(taps.dtype).min
-    values = torch.where(inside, ordered, worst)
-    t = torch.arange(taps.shape[-1], device=x.device)
-    best = (values == values.amax(-1, keepdim=True)) & inside
-    first = torch.where(best, t, taps.shape[-1] - 1).amin(-1, keepdim=True)  # of an empty window, any
-    last_nan = torch.where(values != values, t, -1).amax(-1, keepdim=True)
-    code = torch.where(last_nan >= 0, last_nan, first)
-    y = taps.gather(-1, code).squeeze(-1)
+        x = x.abs()
+    floating = x.is_floating_point()
+    if job.merge == "min":
+        x = -x if floating else x.bitwise_not()  # complements, which no integer overflows
+    lowest = -math.inf if floating else torch.iinfo(x.dtype).min
+    code = torch.zeros(x.shape, dtype=torch.int64, device=x.device)
+    unit = job.windows.n_taps
+    for axis, windows in zip(job.axes, job.windows.axes, strict=True):
+        unit //= windows.kernel
+        taps, inside = _axis_taps(windows, axis, x)
+        codes = _axis_taps(windows, axis, code)[0] + unit * torch.arange(windows.kernel, device=x.device)
+        values = torch.where(inside, taps, lowest)
+        best = (values == values.amax(-1, keepdim=True)) & inside
+        first = torch.where(best, codes, torch.iinfo(torch.int64).max).amin(-1, keepdim=True)
+        last_nan = torch.where(values != values, codes, -1).amax(-1, keepdim=True)
+        winner = codes == torch.where(last_nan >= 0, last_nan, first)
+        at = winner.to(torch.uint8).argmax(-1, keepdim=True)  # of an empty window, any
+        x, code = (a.gather(-1, at).squeeze(-1) for a in (taps, codes))
+    if job.merge == "min":
+        x = -x if floating else x.bitwise_not()
     if job.codes is None:
-        return y, None
-    code = code.squeeze(-1)
-    return y, _flat(job, code) if job.codes == "index" else code.to(getattr(torch, job.code_dtype().name))
+        return x, None
+    return x, _flat(job, code) if job.codes == "index" else code.to(getattr(torch, job.code_dtype().name))
 
 
 def _flat(job: Pass, code: Any) -> Any:
