@@ -116,6 +116,7 @@ def test_tensors_are_arrays(isa, threads):
 def test_a_cpu_without_kernels(monkeypatch):
     """Everything runs on the other backend and says why; what asks for kernels is refused."""
     monkeypatch.setattr(_native, "isa", lambda: "")
+    monkeypatch.delenv("ANYPOOL_ISA", raising=False)  # a level that was asked for is no error of this test
     why = "no kernels for this CPU or ANYPOOL_ISA; built: " + ", ".join(_native.isa_built())
     x = np.random.default_rng(0).standard_normal((2, 7, 43))
     query = np.arange(43.0)
