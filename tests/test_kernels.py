@@ -152,6 +152,21 @@ def test_floats(window, reduction, dtype):
         assert tolerance.same_bits(native, reference), which
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("window", [(3, 2, 0), (2, 1, 0), (3, 1, 0), (3, 1, 1), (5, 2, 2)], ids=str)
+def test_one_nan_in_the_first_rows_of_a_plane(window, dtype):
+    """Kernels that look through each row once, as it enters a window, look through those of the first window, too."""
+    size, stride, padding = window
+    for n in (4, 7, 12, 20):
+        x = special((66, n, n + 1), cases.dtype_of(dtype), "numbers")
+        for plane, row in itertools.product((0, 33, 65), (0, 1)):
+            y = x.copy()
+            y[plane, row, n // 2] = np.nan
+            for reduction in ("max", "min"):
+                windows = {"axes": (1, 2), "kernel_size": size, "stride": stride, "padding": padding}
+                assert tolerance.same_bits(*both(y, reduction, **windows)), (n, plane, row, reduction)
+
+
 @pytest.mark.parametrize("reduction", ["max", "min"])
 def test_wide_windows_of_views(reduction):
     """Rows from last to first, every second row, one row many times, one channel many times."""
