@@ -141,6 +141,14 @@ def test_the_result_and_its_indices_count_together(system):
         ap.max_pool2d(x, 1, return_indices=True)
 
 
+def test_the_taps_of_tensors_in_torch_operations(system):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    system(GIB)
+    x = torch.zeros(1, 1).expand(256, 1 << 13)
+    with ap.backends.use("reference"), pytest.raises(MemoryError, match=r"the taps of every window needs [\d.]+ GiB"):
+        ap.pool(x, "logsumexp", (128, 64), stride=(1, 16))
+
+
 def test_a_result_that_is_only_explained_needs_nothing(system):
     """Nor does the system have to promise it: this one is larger than all addresses."""
     system(0)
