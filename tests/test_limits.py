@@ -149,6 +149,14 @@ def test_the_taps_of_tensors_in_torch_operations(system):
         ap.pool(x, "logsumexp", (128, 64), stride=(1, 16))
 
 
+def test_the_owners_of_places_of_an_unpooled_tensor(system):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    system(GIB)
+    x = torch.zeros(1, 1, 1 << 14, dtype=torch.int8)
+    with pytest.raises(MemoryError, match=r"the owner of every place of the result needs 4\.8 GiB"):
+        ap.max_unpool1d(x, torch.zeros_like(x, dtype=torch.int64), 1 << 14)
+
+
 def test_a_result_that_is_only_explained_needs_nothing(system):
     """Nor does the system have to promise it: this one is larger than all addresses."""
     system(0)

@@ -404,6 +404,8 @@ def unpool(rank: int, x: torch.Tensor, indices: Any, kernel_size: Any, stride: A
             and unpooling.distinct(indices.numpy(), rank, positions)
         ):
             return ORIGINALS[f"max_unpool{rank}d"](x, indices, *geometry)
+    if x.device.type == "cpu":  # two int64 for each place, a bool, and its value twice
+        limits.require(math.prod(shape) * (17 + 2 * x.element_size()), "the owner of every place of the result", where)
     values, places = x.flatten(-rank), indices.flatten(-rank)
     own = torch.arange(places.shape[-1], device=places.device).expand_as(places)
     owner = places.new_full((*places.shape[:-1], positions), -1).scatter_reduce(-1, places, own, "amax")
