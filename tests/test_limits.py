@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +195,20 @@ def test_tensors(system):
     ):
         with pytest.raises(MemoryError, match=r"needs [\d.]+ GiB"):
             call()
+
+
+def test_what_is_kept_for_the_next_result_can_be_had_again():
+    pytest.importorskip("resource")
+    script = """
+import resource
+import numpy as np
+import anypool as ap
+
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (2000 << 20),) * 2)
+x = np.broadcast_to(np.int8(1), (1, 1200 << 20))
+for _ in range(3):
+    print(ap.max_pool1d(x, 1).size)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["1258291200"] * 3, done.stderr

@@ -455,3 +455,8 @@ def test_explain_of_integers_with_weights_tells_of_floats(tensors):
             look(x, 4, weights=weights, dtype=integer)
         with pytest.raises(ValueError, match=r"mask must broadcast to the shape of x, got shape \(3,\)"):
             look(x, 4, mask=weights[:3] > 0)
+
+
+def test_explain_reads_nothing_of_integers_with_weights():
+    with pytest.raises(ValueError, match="weights need a sum or mean, got reduction 'any'"):
+        ap.explain(ap.pool, np.zeros((8, 1 << 20), np.int8), "any", 2, axes=1, weights=np.ones(1))

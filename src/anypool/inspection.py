@@ -14,7 +14,6 @@ import numpy as np
 from anypool import fractional, selection, unpooling
 from anypool.arguments import flag_argument, refuse_misfit, shown
 from anypool.backends import select
-from anypool.memory import described_like
 from anypool.operation import Call, as_array, compared, differentiate, is_tensor, resolve, tensors
 from anypool.windows import Sliding, Windows, placed
 
@@ -165,13 +164,13 @@ def _pooled(call: Call) -> Any:
     """Return x, or what stands for it in another dtype if that is pooled: floats of integers that have weights."""
     weighs = call.selection is not None and call.selection.weights is not None
     if is_tensor(call.x):
-        return tensors().stand_in(call.x, call.what, weighs)
+        return tensors().stand_in(call.x, call.what, selected=call.selection is not None, weighs=weighs)
     integers = weighs and call.x.dtype.kind in "biu"
-    return described_like(call.x, np.dtype(np.float64), call.x.shape) if integers else call.x
+    return np.empty_like(call.x, np.float64) if integers else call.x
 
 
 def _explained(call: Call) -> Explanation:
-    given, array = _dtype_name(call.x), _pooled(call)
+    given, array = _dtype_name(call.x) if is_tensor(call.x) else call.x.dtype.name, _pooled(call)
     call = call._replace(x=array)
     if is_tensor(array):
         backend, description, notes = tensors().plan_of(array, call.what)

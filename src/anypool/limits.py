@@ -7,7 +7,7 @@ the comparison takes a part of a millisecond.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +17,8 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 LARGE = 1 << 30  # bytes, from which on we look
+
+kept: Callable[[], int] = int  # bytes of addresses that results can have again; `anypool.memory` says how many
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/proc/self/cgroup")
@@ -57,10 +59,12 @@ def available() -> int | None:
 
 
 def _addresses() -> Iterator[int]:
-    """Yield what ``ulimit -v`` leaves, if it limits this process."""
+    """Yield what ``ulimit -v`` leaves, if it limits this process, and what is kept for the next result."""
+    if resource is None:
+        return
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
-        yield limit - int(_STATM.read_text().split()[0]) * resource.getpagesize()
+        yield limit - int(_STATM.read_text().split()[0]) * resource.getpagesize() + kept()
 
 
 def _table(text: str, unit: int) -> dict[str, int]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anypool import limits
 from anypool.layouts import axis_order
 from anypool.limits import require
 
@@ -29,6 +30,7 @@ KEPT_BLOCKS, KEPT_BYTES = 4, 1 << 31
 PAGE = 1 << 21
 
 _kept: deque[mmap.mmap] = deque(maxlen=KEPT_BLOCKS)
+limits.kept = lambda: sum(map(len, tuple(_kept)))
 _can_keep = all(hasattr(mmap, name) for name in ("MAP_ANONYMOUS", "MAP_PRIVATE", "MADV_FREE"))
 
 
@@ -81,8 +83,10 @@ def empty(shape: Sequence[int], dtype: np.dtype[Any], order: Sequence[int] | Non
     if n_bytes >= LARGE:
         require(n_bytes, f"an array of shape {tuple(shape)} and dtype {dtype}")
         if _can_keep:
-            with suppress(OSError, OverflowError):  # NumPy's error, below, says how much was asked for
+            try:
                 whole = np.asarray(_Lease(_block(n_bytes)))
+            except (OSError, OverflowError):  # NumPy's error, below, says how much was asked for
+                _kept.clear()  # of other sizes, in whose place there may be room
     flat = np.empty(lying, dtype) if whole is None else whole[:n_bytes].view(dtype).reshape(lying)
     array: Array = flat if order is None else flat.transpose(np.argsort(order))
     return array
@@ -96,7 +100,9 @@ def empty_like(x: Array, dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
 
 
 def described_like(x: Array, dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
-    """Return what `empty_like` would, to be asked how it lies in memory and never to be touched: it has none."""
+    """Return what `empty_like` would, to be asked how it lies in memory and never to be touched: it may have none."""
+    if math.prod(shape) * dtype.itemsize < LARGE:
+        return empty_like(x, dtype, shape)
     strides, step = [0] * len(shape), dtype.itemsize
     for axis in reversed(axis_order(x.strides)):
         strides[axis], step = step, step * max(1, shape[axis])

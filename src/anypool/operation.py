@@ -554,6 +554,7 @@ def _select(problem: Problem, x: Array, out: Array | None) -> tuple[Array, Gradi
         select(job, g)[0].select_backward(job, g, codes, grad_x)
         if signs is not None:
             grad_x *= signs
+            grad_x += 0  # no -0.0 where no window looked
 
     return _squeezed(problem, y, out), gradient
 

@@ -595,6 +595,7 @@ def _select_gradient(selected: Selected, x: Array, codes: Array, by: Array) -> G
         backend(selected.windows, problem.coded, g).select_backward(problem.coded, g, codes, grad_x)
         if signs is not None:
             grad_x *= signs
+            grad_x += 0  # no -0.0 where no window looked
 
     return gradient
 

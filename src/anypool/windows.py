@@ -86,7 +86,7 @@ class Sliding(Axis):
         return np.clip((self.n_in + self.pad_hi - 1 - start) // self.step + 1, 0, self.kernel)
 
     def transpose(self) -> Axis:
-        if self.stride == 1 and self.step <= self.n_out:  # no input is left out between the taps
+        if self.stride == 1:
             pad = (self.kernel - 1) * self.step - self.pad
             return Sliding(self.n_out, self.n_in, self.kernel, self.step, 1, pad)
         return Transposed(self.n_out, self.n_in, self.kernel, self.step // math.gcd(self.step, self.stride), self)

@@ -160,12 +160,16 @@ def unit(call: calls.Call, a: np.ndarray) -> float:
     largest = max(UNITS.get(a.dtype.name, 1e-5), UNITS.get(asked, 0.0) if type(asked) is str else 0.0)
     p = call.kwargs.get("norm_type", 1)
     number = isinstance(p, (int, float, np.integer, np.floating)) and np.isfinite(p)
-    return min(1.0, largest * (max(1.0, float(p)) if number else 1.0))
+    return min(0.1, largest * (max(1.0, float(p)) if number else 1.0))
 
 
 def of_infinite_query(call: calls.Call) -> bool:
     """Whether a gradient is that of scores times infinity: where they cancel, NaN or infinity as they were rounded."""
-    query = call.args[1] if call.function == "attention_pool" and len(call.args) > 1 else None
+    query = (
+        call.args[1]
+        if call.way in ("vjp", "autograd") and call.function == "attention_pool" and len(call.args) > 1
+        else None
+    )
     return type(query) is np.ndarray and small(query) and not np.isfinite(np.asarray(query, np.float64)).all()
 
 

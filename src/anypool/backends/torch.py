@@ -85,28 +85,30 @@ def _taps(job: Pass, x: Any) -> tuple[Any, Any]:
 
 def _select(job: Pass, x: Any) -> tuple[Any, Any]:
     """Find winners one axis after the other; codes tell the first of equals, and the last NaN, over all axes."""
-    if job.lift == "absolute":
-        x = x.abs()
     floating = x.is_floating_point()
-    if job.merge == "min":
-        x = -x if floating else x.bitwise_not()  # complements, which no integer overflows
     lowest = -math.inf if floating else torch.iinfo(x.dtype).min
-    code = torch.zeros(x.shape, dtype=torch.int64, device=x.device)
+    code = torch.zeros(x.shape, dtype=torch.int64, device=x.device) if job.codes else None
     unit = job.windows.n_taps
     for axis, windows in zip(job.axes, job.windows.axes, strict=True):
         unit //= windows.kernel
         taps, inside = _axis_taps(windows, axis, x)
-        codes = _axis_taps(windows, axis, code)[0] + unit * torch.arange(windows.kernel, device=x.device)
-        values = torch.where(inside, taps, lowest)
+        codes = unit * torch.arange(windows.kernel, device=x.device)
+        if code is not None:
+            codes = codes + _axis_taps(windows, axis, code)[0]
+        ordered = taps.abs() if job.lift == "absolute" else taps
+        if job.merge == "min":
+            ordered = -ordered if floating else ordered.bitwise_not()  # complements, which no integer overflows
+        values = torch.where(inside, ordered, lowest)
         best = (values == values.amax(-1, keepdim=True)) & inside
         first = torch.where(best, codes, torch.iinfo(torch.int64).max).amin(-1, keepdim=True)
         last_nan = torch.where(values != values, codes, -1).amax(-1, keepdim=True)
         winner = codes == torch.where(last_nan >= 0, last_nan, first)
         at = winner.to(torch.uint8).argmax(-1, keepdim=True)  # of an empty window, any
-        x, code = (a.gather(-1, at).squeeze(-1) for a in (taps, codes))
-    if job.merge == "min":
-        x = -x if floating else x.bitwise_not()
-    if job.codes is None:
+        x = taps.gather(-1, at).squeeze(-1)  # as it is: of what is not gathered the gradient is 0.0, whatever the sign
+        code = None if code is None else codes.gather(-1, at).squeeze(-1)
+    if job.lift == "absolute":
+        x = x.abs()
+    if code is None:
         return x, None
     return x, _flat(job, code) if job.codes == "index" else code.to(getattr(torch, job.code_dtype().name))
 
@@ -147,6 +149,9 @@ def _seen(windows: Axis, axis: int, x: Any) -> Any:
 def _power(x: Any, p: float) -> Any:
     """x^p for x >= 0, with the gradient 0 where x is 0 or the power infinite, as in the other backends."""
     y = x.detach() ** p
+    if p == 2:  # which has a slope of its slope at 0
+        x = torch.where(y.isinf(), torch.inf, x)
+        return x * x
     usual = (x != 0) & ~y.isinf()
     return torch.where(usual, torch.where(usual, x, 1.0) ** p, y)
 

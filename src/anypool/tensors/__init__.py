@@ -445,9 +445,9 @@ def fractional(rank: int, x: torch.Tensor, kernel_size: Any, output_size: Any, o
 # ---- looking ---------------------------------------------------------------------------------------------------------
 
 
-def stand_in(x: torch.Tensor, what: Description, weighs: bool) -> torch.Tensor:
+def stand_in(x: torch.Tensor, what: Description, *, selected: bool, weighs: bool) -> torch.Tensor:
     """Return x, or a tensor like the one that autocast or weights have pooled in its place; nothing is computed."""
-    if autocasts(x, what):
+    if autocasts(x, what) and not selected:
         return torch.empty_like(x, dtype=torch.float32, requires_grad=False)
     integers = weighs and not (x.is_floating_point() or x.is_complex())
     return torch.empty_like(x, dtype=torch.float64) if integers else x
