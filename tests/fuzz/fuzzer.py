@@ -165,11 +165,9 @@ def unit(call: calls.Call, a: np.ndarray) -> float:
 
 def of_infinite_query(call: calls.Call) -> bool:
     """Whether a gradient is that of scores times infinity: where they cancel, NaN or infinity as they were rounded."""
-    query = (
-        call.args[1]
-        if call.way in ("vjp", "autograd") and call.function == "attention_pool" and len(call.args) > 1
-        else None
-    )
+    if call.function != "attention_pool" or call.way not in ("vjp", "autograd") or len(call.args) < 2:
+        return False
+    query = call.args[1]
     return type(query) is np.ndarray and small(query) and not np.isfinite(np.asarray(query, np.float64)).all()
 
 
