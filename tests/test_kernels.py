@@ -152,6 +152,37 @@ def test_floats(window, reduction, dtype):
         assert tolerance.same_bits(native, reference), which
 
 
+@pytest.mark.parametrize("dtype", [*FLOATS, "int32", "uint8"])
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 1, 1), (3, 2, 1), (5, 1, 2)], ids=str)
+def test_rows_of_every_length(window, dtype):
+    """Whatever part of a vector ends a row is pooled, and nothing beside it is seen or written."""
+    kernel, stride, padding = window
+    dtype = cases.dtype_of(dtype)
+    for columns in range(kernel, 3 * 64 // dtype.itemsize + 3):
+        inside = (slice(None), slice(None), slice(3, 3 + columns))
+        beside = np.full((3, 7, columns + 6), 101 if dtype.kind in "iu" else np.nan, dtype)
+        x, mask = beside[inside], np.ones(beside.shape, bool)[inside]
+        x[:] = cases.rng(columns).integers(0, 100, x.shape)
+        mask[:] = cases.rng(columns).random(x.shape) < 0.8
+        kwargs = {"axes": (1, 2), "kernel_size": kernel, "stride": stride, "padding": padding}
+        calls = [("max", {}), ("mean", {})]
+        if dtype.kind not in "iu":
+            calls += [("max", {"mask": mask}), ("mean", {"mask": mask}), ("max", {"return_indices": True})]
+        for reduction, more in calls:
+            native, wanted = both(x, reduction, **kwargs, **more)
+            if more.get("return_indices"):
+                np.testing.assert_array_equal(native[1], wanted[1])
+                native, wanted = native[0], wanted[0]
+            assert tolerance.same_bits(native, wanted), (columns, reduction, *more)
+            if more.get("return_indices"):
+                continue
+            around = np.full((3, native.shape[1], native.shape[2] + 6), 77, dtype)
+            ap.pool(x, reduction, out=around[:, :, 3:-3], **kwargs, **more)
+            assert tolerance.same_bits(around[:, :, 3:-3], wanted), (columns, reduction, *more)
+            around[:, :, 3:-3] = 77
+            assert (around == 77).all(), (columns, reduction, *more)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("window", [(3, 2, 0), (2, 1, 0), (3, 1, 0), (3, 1, 1), (5, 2, 2)], ids=str)
 def test_one_nan_in_the_first_rows_of_a_plane(window, dtype):

@@ -69,7 +69,7 @@ class CountedRow {
   ANYPOOL_INLINE V finished(V sums, i64 o, const A* padding) const {
     auto counts = column<0>(o) + column<1>(o);
     if constexpr (KW == 3) counts += column<2>(o);
-    const V n = __builtin_convertvector(__builtin_convertvector(counts, Vec<int32_t, L>), V);
+    const V n = convert<V>(counts);
     if (divides_) {
       if (by_constant_)
         sums /= constant_;

@@ -11,26 +11,6 @@
 namespace anypool {
 namespace {
 
-// Whether each lane of a vector counts.
-#if defined(__AVX512F__)
-template <class A, int L>
-struct LaneMask {
-  uint64_t bits;
-  static ANYPOOL_INLINE LaneMask all() { return {~uint64_t(0)}; }
-  ANYPOOL_INLINE void clear(i64 lane) { bits &= ~(uint64_t(1) << lane); }
-  ANYPOOL_INLINE Vec<A, L> choose(Vec<A, L> v, Vec<A, L> none) const { return choose_masked<A, L>(bits, v, none); }
-};
-#else
-template <class A, int L>
-struct LaneMask {
-  using Flags = decltype(Vec<A, L>{} != Vec<A, L>{});
-  Flags flags;
-  static ANYPOOL_INLINE LaneMask all() { return {Vec<A, L>{} == Vec<A, L>{}}; }
-  ANYPOOL_INLINE void clear(i64 lane) { flags[lane] = 0; }
-  ANYPOOL_INLINE Vec<A, L> choose(Vec<A, L> v, Vec<A, L> none) const { return flags ? v : none; }
-};
-#endif
-
 constexpr i64 kFlatPlane = 1 << 14, kFlatRow = 80;  // elements: longer rows gain nothing
 
 // K x K windows, taps D apart, over planes of which `Many` at a time lie without gaps, again as one long row: then masks

@@ -65,20 +65,16 @@ class FusedCodes {
       __builtin_memcpy(&high, reinterpret_cast<const char*>(&code) + sizeof low, sizeof high);
       Half at;
       for (int i = 0; i < H; ++i) at[i] = index + i * S;
-      put<H>(to, __builtin_convertvector(low, Half) + at, n);
-      if (n > H) put<H>(to + H, __builtin_convertvector(high, Half) + at + i64(H * S), n - H);
+      put<H>(to, convert<Half>(low) + at, n);
+      if (n > H) put<H>(to + H, convert<Half>(high) + at + i64(H * S), n - H);
     } else {
-      put<L>(to, __builtin_convertvector(code, Vec<Code, L>), n);
+      put<L>(to, convert<Vec<Code, L>>(code), n);
     }
   }
   template <int N>
   static ANYPOOL_INLINE void put(Code* to, Vec<Code, N> v, i64 n) {
     if (n >= N) return store(to, v);
-#if defined(__AVX512F__)
-    store_masked<Code, N>(to, v, (uint64_t(1) << n) - 1);
-#else
-    for (i64 i = 0; i < n; ++i) to[i] = v[i];
-#endif
+    store_bits<Code, N>(to, v, Part({0, n}));
   }
 
  public:

@@ -49,7 +49,7 @@ struct ByteDivision {
     return (V)_mm_mulhi_epu16((__m128i)v, _mm_set1_epi16(short(by)));
 #else
     using Wide = Vec<uint32_t, L>;
-    return __builtin_convertvector(__builtin_convertvector(v, Wide) * uint32_t(by) >> 16, V);
+    return convert<V>(convert<Wide>(v) * uint32_t(by) >> 16);
 #endif
   }
 };

@@ -37,7 +37,7 @@ struct NaNs {
   bool any() const { return found != 0; }
 #else
   decltype(V{} != V{}) found = V{} != V{};
-  ANYPOOL_INLINE void see(V a, V b) { found |= (a != a) | (b != b); }
+  ANYPOOL_INLINE void see(V a, V b) { found |= either_nan(a, b); }
   void add(const NaNs& other) { found |= other.found; }
   bool any() const {
     bool any = false;

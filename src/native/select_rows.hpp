@@ -31,24 +31,11 @@ class SelectRows {
   }
 
   static ANYPOOL_INLINE V won(const T* grad, const uint8_t* code, uint8_t tap) {
-#if defined(__AVX512F__)
-    return choose_masked<A, L>(which_are<L>(code, tap, ~uint64_t(0) >> (64 - L)), Memory::load(grad), V{});
-#else
-    using Flags = decltype(V{} != V{});
-    const Flags wins = __builtin_convertvector(anypool::load<Vec<uint8_t, L> >(code), Flags) == (Flags{} + tap);
-    return wins ? Memory::load(grad) : V{};
-#endif
+    return LaneMask<A, L>::where_equal(load<Vec<uint8_t, L>>(code), tap).choose(Memory::load(grad), V{});
   }
-  static ANYPOOL_INLINE V won(const T* grad, const uint8_t* code, uint8_t tap, Part seen) {
-#if defined(__AVX512F__)
-    seen.mask = which_are<L>(code, tap, seen.mask);
-    return Memory::load_part(grad, seen, V{});
-#else
-    V v{};
-    for (i64 i = seen.in.lo; i < seen.in.hi; ++i)
-      if (code[i] == tap) v[i] = A(widen(grad[i]));
-    return v;
-#endif
+  static ANYPOOL_INLINE V won(const T* grad, const uint8_t* code, uint8_t tap, const Part& seen) {
+    return LaneMask<A, L>::where_equal(load_bits<uint8_t, L>(code, seen), tap)
+        .choose(Memory::load_part(grad, seen, V{}), V{});
   }
 
  public:

@@ -69,6 +69,28 @@ ANYPOOL_INLINE V splat(T x) {
   return x - V{};
 }
 
+// Whether either of two is NaN, lane by lane.
+template <class V>
+ANYPOOL_INLINE auto either_nan(V a, V b) {
+  return (a != a) | (b != b);
+}
+#if defined(__x86_64__)
+#define ANYPOOL_EITHER_NAN(T, L, V, unord_)                  \
+  template <>                                                \
+  ANYPOOL_INLINE auto either_nan(Vec<T, L> a, Vec<T, L> b) { \
+    return (decltype(a != b))unord_((V)a, (V)b);             \
+  }
+ANYPOOL_EITHER_NAN(float, 4, __m128, _mm_cmpunord_ps)
+ANYPOOL_EITHER_NAN(double, 2, __m128d, _mm_cmpunord_pd)
+#if defined(__AVX2__)
+#define ANYPOOL_UNORD8(a, b) _mm256_cmp_ps(a, b, _CMP_UNORD_Q)
+#define ANYPOOL_UNORD4(a, b) _mm256_cmp_pd(a, b, _CMP_UNORD_Q)
+ANYPOOL_EITHER_NAN(float, 8, __m256, ANYPOOL_UNORD8)
+ANYPOOL_EITHER_NAN(double, 4, __m256d, ANYPOOL_UNORD4)
+#endif
+#undef ANYPOOL_EITHER_NAN
+#endif
+
 // max and min as pooling wants them: the left one wins a tie, a NaN wins over every number, the last NaN over the others.
 template <class V>
 ANYPOOL_INLINE V max_of(V l, V r) {
@@ -117,8 +139,6 @@ ANYPOOL_GENERIC_FLOAT(float, 2)
 ANYPOOL_X86_FLOAT(float, 4, __m128, _mm_max_ps, _mm_min_ps, _mm_cmpunord_ps, _mm_blendv_ps)
 ANYPOOL_X86_FLOAT(double, 2, __m128d, _mm_max_pd, _mm_min_pd, _mm_cmpunord_pd, _mm_blendv_pd)
 #if defined(__AVX2__)
-#define ANYPOOL_UNORD8(a, b) _mm256_cmp_ps(a, b, _CMP_UNORD_Q)
-#define ANYPOOL_UNORD4(a, b) _mm256_cmp_pd(a, b, _CMP_UNORD_Q)
 ANYPOOL_X86_FLOAT(float, 8, __m256, _mm256_max_ps, _mm256_min_ps, ANYPOOL_UNORD8, _mm256_blendv_ps)
 ANYPOOL_X86_FLOAT(double, 4, __m256d, _mm256_max_pd, _mm256_min_pd, ANYPOOL_UNORD4, _mm256_blendv_pd)
 #endif
@@ -202,7 +222,12 @@ struct Unzip {
 #if defined(__AVX512BW__)
     if constexpr (L == 64) return packed((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
-    if constexpr (L == 32) return packed((__m256i)a, (__m256i)b);
+    if constexpr (sizeof(V) == 32) {
+      if constexpr (sizeof(T) == 8) return in_order((V)_mm256_unpacklo_pd((__m256d)a, (__m256d)b));
+      if constexpr (sizeof(T) == 4) return in_order((V)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88));
+      if constexpr (sizeof(T) == 2) return packed_shorts((__m256i)a, (__m256i)b);
+      return packed((__m256i)a, (__m256i)b);
+    }
 #endif
     return even(a, b, typename MakeIndices<L>::type{});
   }
@@ -210,13 +235,19 @@ struct Unzip {
 #if defined(__AVX512BW__)
     if constexpr (L == 64) return packed(_mm512_srli_epi16((__m512i)a, 8), _mm512_srli_epi16((__m512i)b, 8));
 #elif defined(__AVX2__)
-    if constexpr (L == 32) return packed(_mm256_srli_epi16((__m256i)a, 8), _mm256_srli_epi16((__m256i)b, 8));
+    if constexpr (sizeof(V) == 32) {
+      if constexpr (sizeof(T) == 8) return in_order((V)_mm256_unpackhi_pd((__m256d)a, (__m256d)b));
+      if constexpr (sizeof(T) == 4) return in_order((V)_mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd));
+      if constexpr (sizeof(T) == 2)
+        return packed_shorts(_mm256_srli_epi32((__m256i)a, 16), _mm256_srli_epi32((__m256i)b, 16));
+      return packed(_mm256_srli_epi16((__m256i)a, 8), _mm256_srli_epi16((__m256i)b, 8));
+    }
 #endif
     return odd(a, b, typename MakeIndices<L>::type{});
   }
 
  private:
-  // Bytes: the low halves of shorts, packed within 128-bit pieces and put in order.
+  // What 128-bit pieces give is mixed, and put in order. Bytes are the low halves of shorts, packed; shorts those of ints.
 #if defined(__AVX512BW__)
   static ANYPOOL_INLINE V packed(__m512i a, __m512i b) {
     const __m512i low = _mm512_set1_epi16(0xff);
@@ -226,9 +257,13 @@ struct Unzip {
 #elif defined(__AVX2__)
   static ANYPOOL_INLINE V packed(__m256i a, __m256i b) {
     const __m256i low = _mm256_set1_epi16(0xff);
-    const __m256i mixed = _mm256_packus_epi16(_mm256_and_si256(a, low), _mm256_and_si256(b, low));
-    return (V)_mm256_permute4x64_epi64(mixed, 0xd8);
+    return in_order((V)_mm256_packus_epi16(_mm256_and_si256(a, low), _mm256_and_si256(b, low)));
   }
+  static ANYPOOL_INLINE V packed_shorts(__m256i a, __m256i b) {
+    const __m256i zero = _mm256_setzero_si256();
+    return in_order((V)_mm256_packus_epi32(_mm256_blend_epi16(a, zero, 0xaa), _mm256_blend_epi16(b, zero, 0xaa)));
+  }
+  static ANYPOOL_INLINE V in_order(V mixed) { return (V)_mm256_permute4x64_epi64((__m256i)mixed, 0xd8); }
 #endif
 };
 // And back: a0 b0 a1 b1 ...
