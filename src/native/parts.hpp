@@ -46,6 +46,7 @@ template <class T, int L>
 ANYPOOL_INLINE void store_bits(T* p, Vec<T, L> v, const Part& part) {
   const uint64_t m = part.mask;
   if constexpr (sizeof(T) * L <= 16) {
+    static_assert(sizeof(T) == 1, "others fill a vector, or half of one");
     _mm_mask_storeu_epi8(p, __mmask16(m), in_register(v));
   } else if constexpr (sizeof(T) * L == 32) {
     if constexpr (sizeof(T) == 1) return _mm256_mask_storeu_epi8(p, __mmask32(m), (__m256i)v);
@@ -141,6 +142,7 @@ ANYPOOL_INLINE Flags flags_inside(const Part& part) {
 // L elements of T, of which those outside are not read, and are 0.
 template <class T, int L>
 ANYPOOL_INLINE Vec<T, L> load_bits(const T* p, const Part& part) {
+  static_assert(sizeof(T) * L <= ANYPOOL_VECTOR_BYTES, "one vector at most");
   const char* from = reinterpret_cast<const char*>(p);
   const i64 lo = part.in.lo * i64(sizeof(T)), hi = part.in.hi * i64(sizeof(T));
   if constexpr (sizeof(T) * L <= 16) {
@@ -159,6 +161,7 @@ ANYPOOL_INLINE Vec<T, L> load_bits(const T* p, const Part& part) {
 }
 template <class T, int L>
 ANYPOOL_INLINE void store_bits(T* p, Vec<T, L> v, const Part& part) {
+  static_assert(sizeof(T) * L <= ANYPOOL_VECTOR_BYTES, "one vector at most");
   char* to = reinterpret_cast<char*>(p);
   const i64 lo = part.in.lo * i64(sizeof(T)), hi = part.in.hi * i64(sizeof(T));
   if constexpr (sizeof(T) * L <= 16) {

@@ -27,9 +27,6 @@ ANYPOOL_INLINE Vec<A, L> load_as(const T* p) {
 #if defined(__AVX512F__)
   } else if constexpr (kSame<T, f16> && L == 16) {  // in one: what is put together in memory waits for its halves
     return (Vec<A, L>)_mm512_maskz_cvtph_ps(__mmask16(-1), load<__m256i>(p));
-  } else if constexpr (kSame<T, bf16> && L == 16) {
-    const __m512i bits = _mm512_maskz_cvtepu16_epi32(__mmask16(-1), load<__m256i>(p));
-    return (Vec<A, L>)_mm512_maskz_slli_epi32(__mmask16(-1), bits, 16);
 #elif defined(__F16C__)
   } else if constexpr (kSame<T, f16> && L == 16) {
     const __m256 halves[] = {_mm256_cvtph_ps(load<__m128i>(p)), _mm256_cvtph_ps(load<__m128i>(p + 8))};
