@@ -213,7 +213,10 @@ FAMILIES = (
     ),
     Family(
         "Masks",
-        tuple(Row(r, s, k, t, p, mode="mask") for s, k, t, p in ((RESNET, 3, 2, 1), (VGG, 2, 2, 0)) for r in BOTH),
+        (
+            *(Row(r, s, k, t, p, mode="mask") for s, k, t, p in ((RESNET, 3, 2, 1), (VGG, 2, 2, 0)) for r in BOTH),
+            *(Row(r, (8, 512, 56, 56), output_size=n, mode="mask") for n in ((1, 1), (7, 7)) for r in BOTH),
+        ),
         0.5,
         0.5,
         note="A mask of the size of the input, whose bytes count as read. No other library has masks.",

@@ -171,6 +171,24 @@ def test_counts_of_rows_of_every_length(kernel, stride, padding, dtype, ways):
     assert dtype == "float64" or all("masks beside" in way for way in ways)  # two lanes of SSE2 have no kernel
 
 
+@pytest.mark.parametrize("bins", [(1, 1), (3, 1), (1, 4)], ids=str)
+def test_counts_of_whole_planes(bins, ways):
+    """Bytes of planes that windows tile are added up row by row, in up to sixteen vectors and a part of one."""
+    for width in (*range(4, 72, 4), 100, 131, 128, 200, 256, 260):
+        for rows in (3, 6, 57):
+            x = data((5, 7, rows, width), np.dtype(np.float32))
+            mask = np.random.default_rng(width).random(x.shape) < 0.4
+            mask[2] = False
+            for reduction in ("mean", "max"):
+                function = ap.adaptive_avg_pool2d if reduction == "mean" else ap.adaptive_max_pool2d
+                results = []
+                for backend in ("native", "reference"):
+                    with ap.backends.use(backend):
+                        results.append(function(x, bins, mask=mask, empty=7))
+                assert tolerance.same_bits(*results), (reduction, rows, width)
+    assert any(way == "masked planes, planes at once" for way in ways)
+
+
 def test_rows_beyond_a_cache_go_another_way(ways, monkeypatch):
     """And ask for no more memory than that way takes."""
     asked = []

@@ -63,17 +63,23 @@ class FlatPlanes {
     }
   }
   void clear(i64 at, int mask) { masks_[at / L * kMasks + mask].clear(at % L); }
+  // One axis at a time: to ask for each element would take longer than to pool it.
   void fill_divisors() {
-    for (i64 i = 0; i < blocks_ * L; ++i) {
-      const i64 at = lower(i, n_ - 1) % (rows_ * cols_);
-      const double by = p_.divisor == Divisor::constant
-                            ? p_.divisor_value
-                            : double(divisor_of(p_.forward[0], 0, p_.divisor)) *
-                                  double(divisor_of(p_.forward[1], at / cols_, p_.divisor)) *
-                                  double(divisor_of(p_.forward[2], at % cols_, p_.divisor));
-      divisor_[i] = A(by);
-      even_ &= divisor_[i] == divisor_[0];
+    const bool constant = p_.divisor == Divisor::constant;
+    const auto on = [&](int axis, i64 o) { return constant ? 1 : double(divisor_of(p_.forward[axis], o, p_.divisor)); };
+    const double depth = constant ? p_.divisor_value : on(0, 0), first_row = depth * on(1, 0);
+    double of_column[kFlatRow];
+    for (i64 c = 0; c < cols_; ++c) {
+      of_column[c] = on(2, c);
+      even_ &= of_column[c] == of_column[0];
     }
+    A* to = divisor_;
+    for (i64 r = 0; r < rows_; ++r, to += cols_) {
+      const double of_row = depth * on(1, r);
+      even_ &= of_row == first_row;
+      for (i64 c = 0; c < cols_; ++c) to[c] = A(of_row * of_column[c]);
+    }
+    for (; to < divisor_ + blocks_ * L; ++to) *to = to[-rows_ * cols_];  // planes are alike
   }
 
   template <class Op>

@@ -18,6 +18,9 @@ constexpr int kFewTies = 32;
 i64 last_outer(const Plan& p) { return p.n_outer ? p.outer[p.n_outer - 1] : 1; }
 i64 last_stride(const Plan& p, const i64* strides) { return p.n_outer ? strides[p.n_outer - 1] : 0; }
 
+// Whether counts are bytes.
+bool few_taps(const Plan& p) { return p.axis[0].kernel * p.axis[1].kernel * p.axis[2].kernel <= 255; }
+
 // The inputs that outputs [first, last) see.
 std::array<i64, 2> seen_by(const Axis& a, i64 first, i64 last) {
   i64 begin = a.n_in, end = 0;
@@ -98,8 +101,8 @@ Masked::Masked(const Recipe& of, const Masking& masking)
       mask_kernels_(mask_kernels()),
       divides_(p_.finish == Finish::divide),
       selects_(p_.merge == Merge::max || p_.merge == Merge::min),
-      short_counts_(p_.axis[0].kernel * p_.axis[1].kernel * p_.axis[2].kernel <= 255),
-      fused_(!masking.largest && mask_kernels_.fused(p_)) {
+      fused_(!masking.largest && mask_kernels_.fused(p_)),
+      short_counts_(!p_.planes && few_taps(p_)) {
   const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
   const i64 unit = fused_ || p_.planes ? kLargeUnitBytes : kUnitBytes;
   const i64 row = w.n_in * p_.inner * size_of(p_.in), plane = d.n_in * h.n_in * row;
@@ -133,6 +136,10 @@ Masked::Masked(const Recipe& of, const Masking& masking)
 
   if (fused_) zeros_.resize(size_t(w.n_in));
   full_ = passes(std::max<i64>(planes_, 1));
+  if (!short_counts_ && !full_.counts.plan.planes && few_taps(p_)) {  // no kernel adds up whole planes of bytes
+    short_counts_ = true;
+    full_ = passes(std::max<i64>(planes_, 1));
+  }
   if (const i64 rest = planes_ ? last_outer(p_) % planes_ : 0) rest_ = passes(rest);
   scratch = i64(reinterpret_cast<uintptr_t>(memory(0).rest)) + std::max(rest_.values.scratch, rest_.counts.scratch);
 }

@@ -48,7 +48,8 @@ class Masked {
   const Masking masking_;
   const KernelTable& kernels_;
   const MaskKernels& mask_kernels_;
-  const bool divides_, selects_, short_counts_, fused_;
+  const bool divides_, selects_, fused_;
+  bool short_counts_;                       // whether counts are bytes
   i64 planes_ = 0;                          // of a unit; 0: it is a block of rows of one
   i64 rows_, in_rows_, in_depths_;          // most of a unit: rows of results, and of inputs
   i64 x_plane_, x_[4], y_plane_, y_[4];     // strides in scratch: of planes, then of d, h, w and inner

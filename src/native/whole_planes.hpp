@@ -10,12 +10,24 @@
 namespace anypool {
 namespace {
 
+// What results are stored as: sums of bytes do not fit into bytes.
+template <class T, class A>
+struct ResultOf {
+  using type = T;
+};
+template <>
+struct ResultOf<uint8_t, int32_t> {
+  using type = int32_t;
+};
+
 // C vectors a row, of which the last `Loose` ones may be partly or wholly behind its end.
 template <class T, class A, class Fast, class Careful, int C, int Loose>
 class WholePlanes {
   static constexpr int L = kLanes<A>;
   using V = Vec<A, L>;
   using Memory = Lanes<T, A, L>;
+  using Result = typename ResultOf<T, A>::type;
+  using Results = Lanes<Result, A, L>;
   const Plan& p_;
   const Buffers* buffers_ = nullptr;
   const i64 rows_, cols_;  // of a block
@@ -154,19 +166,21 @@ class WholePlanes {
   }
 
   void store(i64 block, i64 n, V v) const {
-    if (p_.finish == Finish::divide)
-      v = v /
-          splat<V>(A(p_.divisor == Divisor::constant ? p_.divisor_value : double(rows_) * double(cols_ / outputs_)));
-    T* y = static_cast<T*>(buffers_->y);
+    if constexpr (kIsFloat<A>) {
+      if (p_.finish == Finish::divide)
+        v = v /
+            splat<V>(A(p_.divisor == Divisor::constant ? p_.divisor_value : double(rows_) * double(cols_ / outputs_)));
+    }
+    Result* y = static_cast<Result*>(buffers_->y);
     const auto at = [&](i64 i) {
       const i64 plane = blocks_ == 1 ? i : i / blocks_;
       return outer_offset(p_, p_.y_outer, plane) + (i - plane * blocks_) * p_.y_stride[1];
     };
-    if (n == L && at(block + n - 1) == at(block) + n - 1) return Memory::store(y + at(block), v);
-    T one[L];
-    Memory::store(one, v);
+    if (n == L && at(block + n - 1) == at(block) + n - 1) return Results::store(y + at(block), v);
+    Result one[L];
+    Results::store(one, v);
     for (i64 i = 0, slots = L / together_; i < n; ++i) {
-      T* to = y + at(block + i);
+      Result* to = y + at(block + i);
       for (i64 o = 0; o < outputs_; ++o) to[o * p_.y_stride[2]] = one[i * slots + o];
     }
   }
@@ -221,11 +235,15 @@ inline PlanesRun whole_run_of(const Plan& p) {
   if (width == 2 && p.axis[1].kernel == 2 && p.axis[2].n_in >= 8) return {};  // fused rows are faster
   if (p.inner != 1 || p.axis[0].n_in != 1 || (p.axis[2].n_in > 1 && p.x_stride[2] != 1) ||
       (p.axis[1].n_in > 1 && p.x_stride[1] != p.axis[2].n_in) || p.adjoint || p.lift != Lift::none ||
-      p.code != Code::none || p.out != p.in || p.merge == Merge::scaled_sum ||
-      (p.finish != Finish::none && p.finish != Finish::divide))
+      p.code != Code::none || p.merge == Merge::scaled_sum || (p.finish != Finish::none && p.finish != Finish::divide))
     return {};
-  PlanesRun found = with_float_types<PlanesRun>(
-      p, [&](auto t, auto a) { return whole_run<typename decltype(t)::type, typename decltype(a)::type>(p); });
+  PlanesRun found;
+  if (p.in == DType::u8 && p.acc == DType::i32 && p.out == DType::i32 && p.merge == Merge::sum &&
+      p.finish == Finish::none)
+    found = whole_run<uint8_t, int32_t, Sum<int32_t>, Sum<int32_t>>(p.axis[2]);
+  else if (p.out == p.in)
+    found = with_float_types<PlanesRun>(
+        p, [&](auto t, auto a) { return whole_run<typename decltype(t)::type, typename decltype(a)::type>(p); });
   found.tasks = p.axis[1].n_out;
   return found;
 }
