@@ -16,6 +16,7 @@ import pytest
 import anypool as ap
 import cases
 from anypool import backends
+from anypool.compat import onnx
 
 INTEGERS = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 
@@ -48,6 +49,19 @@ def test_size_of_the_result_with_ceil_mode(n, k, s, pad, outputs, backend):
     assert y.shape == (1, 1, outputs)
     assert np.isfinite(y).all()  # pytorch#94775: a row of -inf
     assert (outputs - 1) * s < n + pad  # the last window starts in the input or its left padding
+
+
+@pytest.mark.parametrize(("n", "k", "s", "d"), [(5, 2, 2, 1), (7, 3, 2, 1), (8, 3, 4, 1), (10, 3, 3, 2), (6, 4, 3, 1)])
+def test_size_of_the_result_with_auto_pad(n, k, s, d, backend):
+    """With auto_pad the size depends on ceil_mode, against the specification (onnxruntime#10083)."""
+    x = np.arange(1.0, n + 1).reshape(1, 1, n)
+    sizes = {"VALID": -(-(n - ((k - 1) * d + 1) + 1) // s), "SAME_UPPER": -(-n // s), "SAME_LOWER": -(-n // s)}
+    for auto_pad, size in sizes.items():
+        window = {"kernel_shape": [k], "strides": [s], "dilations": [d], "auto_pad": auto_pad}
+        for function in (onnx.max_pool, onnx.average_pool):
+            with_ceil, without = (function(x, **window, ceil_mode=c) for c in (1, 0))
+            assert with_ceil.shape == (1, 1, size)
+            assert with_ceil.tolist() == without.tolist()
 
 
 def test_numbers_of_the_reports(backend):
