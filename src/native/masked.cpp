@@ -18,7 +18,7 @@ constexpr int kFewTies = 32;
 i64 last_outer(const Plan& p) { return p.n_outer ? p.outer[p.n_outer - 1] : 1; }
 i64 last_stride(const Plan& p, const i64* strides) { return p.n_outer ? strides[p.n_outer - 1] : 0; }
 
-// Whether counts are bytes.
+// Whether counts fit into bytes.
 bool few_taps(const Plan& p) { return p.axis[0].kernel * p.axis[1].kernel * p.axis[2].kernel <= 255; }
 
 // The inputs that outputs [first, last) see.
