@@ -1,6 +1,7 @@
 // The input, row by row: where it lies if kernels can read it there, else loaded, converted and lifted into scratch.
 #pragma once
 #include "arithmetic.hpp"
+#include "new_rows.hpp"
 #include "phases.hpp"
 #include "transpose.hpp"
 #include "tree.hpp"
@@ -111,6 +112,12 @@ class InputRows {
                    t_.cb, p_.inner > 1);
     if (p_.lift != Lift::none) lift(to, d, h);
     set(source, to.a, k_.coded ? nullptr : to.b, add, t_.cb);
+  }
+  // Reads rows [begin, end) of plane d, which are about to be merged where they lie.
+  void read(i64 d, i64 begin, i64 end) const {
+    const i64 bytes = t_.columns() * bytes_;
+    if (p_.inner != 1 || bytes >= kPage) return;
+    for (i64 h = begin; h < end; ++h) read_in_order(place_of(d, h), bytes);
   }
   // Rows [begin, end) of plane d, `pitch` bytes apart. Those `ahead` rows further will be wanted next; they need not exist.
   void rows(i64 d, i64 begin, i64 end, i64 ahead, char* to, i64 pitch) {

@@ -8,16 +8,20 @@ namespace {
 // A window walks several rows side by side, a pattern in which the prefetchers of today's processors see no stream: from
 // memory it takes twice as long as the same bytes one after the other. So rows are first read in the order in which they
 // lie, a load per cache line. Rows longer than a page, beyond which prefetchers do not look, do not need it.
+//
+// Each such load waits for memory, unless its line was asked for a page earlier: in the time that a page takes to be merged
+// it has come. (What lies a page further need not exist: asking is no access.)
 constexpr i64 kPage = 4096;
+ANYPOOL_INLINE void ask_for(const void* row, i64 bytes) {
+  for (i64 i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + kPage + i);
+}
 ANYPOOL_INLINE void read_in_order(const void* row, i64 bytes) {
   const char* p = static_cast<const char*>(row);
-  for (i64 i = 0; i < bytes; i += 64) {
+  ask_for(row, bytes);
 #if defined(__x86_64__)
-    asm volatile("movb %0, %%al" ::"m"(p[i]) : "al");  // a prefetch would be dropped when many are under way
-#else
-    __builtin_prefetch(p + i);
+  for (i64 i = 0; i < bytes; i += 64)
+    asm volatile("movzbl %0, %%eax" ::"m"(p[i]) : "eax");  // a prefetch would be dropped when many are under way
 #endif
-  }
 }
 
 // Whether a NaN was among the vectors seen.

@@ -22,8 +22,9 @@ class VerticalMerge {
   Window wd_{};
   i64 row_bytes_, row_elements_;
   bool doubling_, cached_, plain_ = false, tall_ = false;
-  i64 ring_;    // rows kept, by position on h
-  int levels_;  // and merges of 2, 4 … of them
+  i64 read_ = 0;  // rows of the plane before this one have been
+  i64 ring_;      // rows kept, by position on h
+  int levels_;    // and merges of 2, 4 … of them
   char* ring_base_;
   i64* tag_;
   Row merged_[16], spare_[2];
@@ -64,6 +65,7 @@ class VerticalMerge {
     const bool direct = rows_.direct() && wd_.hi - wd_.lo == 1 && p_.axis[1].kind != AxisKind::transposed;
     plain_ = direct && p_.axis[1].kernel <= kLeaf;
     tall_ = direct && p_.axis[1].kernel > kLeaf;
+    read_ = 0;
     for (i64 i = 0; i < (levels_ + 1) * ring_; ++i) tag_[i] = INT64_MIN;
   }
 
@@ -75,6 +77,10 @@ class VerticalMerge {
       return over_h_.put(to, &over_h_.identity(), 1, shape);
     }
     if (doubling_) return merge_doubled(to, wh.start);
+    if (plain_ || tall_) {
+      rows_.read(wd_.at(wd_.lo), higher(read_, wh.at(wh.lo)), wh.at(wh.hi - 1) + 1);
+      read_ = wh.at(wh.hi - 1) + 1;
+    }
     const i64 unit = p_.axis[2].kernel;
     if (plain_ && wh.lo == 0 && wh.hi == wh.taps) {  // most rows of most poolings: nothing to load, nothing is missing
       Source s[kLeaf];

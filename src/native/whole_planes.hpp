@@ -117,6 +117,7 @@ class WholePlanes {
   ANYPOOL_INLINE V columns(i64 plane, i64 row, NaNs<A, L>& nan) const {
     const i64 at = p_.n_outer == 1 ? plane * p_.x_outer[0] : outer_offset(p_, p_.x_outer, plane);
     const T* x = static_cast<const T*>(buffers_->x) + at + row * cols_;
+    if (const i64 bytes = rows_ * cols_ * i64(sizeof(T)); bytes < kPage) ask_for(x, bytes);
     V v[C];
     if (C == 1 && rows_ == 7)
       v[0] = few_rows<Op, 7>(x, inside_ - row, nan);
