@@ -33,13 +33,17 @@ class Runs:
     count: Ints
     bounds: Ints
     skipped: Ints | None = None  # tokens of each output that `without_prefix` left out
+    one_each: bool = False  # a run for each output, as most layouts have
 
     @cached_property
     def tokens(self) -> Ints:
         """Number of tokens of each output."""
-        before = np.concatenate([[0], np.cumsum(self.count)])
-        tokens: Ints = np.diff(before[self.bounds])
-        return tokens
+        if self.one_each:
+            return self.count
+        before = np.zeros(len(self.count) + 1, np.int64)
+        np.cumsum(self.count, out=before[1:])
+        ends = before[self.bounds]
+        return ends[1:] - ends[:-1]
 
     @cached_property
     def output(self) -> Ints:
@@ -71,7 +75,7 @@ class Runs:
         flat = given.reshape(-1)
         cut = np.clip(flat[self.output] - self.ordinal, 0, self.count)
         return Runs(self.shape, self.part, self.start + cut, self.count - cut, self.bounds,
-                    np.minimum(flat, self.tokens))  # fmt: skip
+                    np.minimum(flat, self.tokens), self.one_each)  # fmt: skip
 
     def first_empty(self) -> int | None:
         """Return an output without a token, if there is one."""
@@ -91,7 +95,7 @@ def _integers(name: str, value: Any, where: str) -> Ints:
 
 
 def _one_each(shape: tuple[int, ...], part: Ints, start: Ints, count: Ints) -> Runs:
-    return Runs(shape, part, start, count, np.arange(len(part) + 1, dtype=np.int64))
+    return Runs(shape, part, start, count, np.arange(len(part) + 1, dtype=np.int64), one_each=True)
 
 
 def _parts(n: int) -> Ints:
@@ -150,15 +154,15 @@ def from_offsets(offsets: Any, rows: int, where: str) -> Runs:
         raise ValueError(f"offsets must be one-dimensional and begin with 0, got shape {given.shape} ({where})")
     if given[0] != 0:
         raise ValueError(f"offsets must begin with 0, got {given[0]} ({where})")
-    falls = np.flatnonzero(given[1:] < given[:-1])  # compared: a difference may be beyond 64 bits
-    if falls.size:
-        i = int(falls[0])
+    falls = given[1:] < given[:-1]  # compared: a difference may be beyond 64 bits
+    if falls.any():
+        i = int(np.flatnonzero(falls)[0])
         raise ValueError(f"offsets must not fall, got {given[i]} before {given[i + 1]} at {i} ({where})")
     if given[-1] != rows:
         raise ValueError(
             f"offsets must end with the number of rows, {rows}, got {given[-1]}: n segments have n + 1 ({where})"
         )
-    counts = np.diff(given)
+    counts = given[1:] - given[:-1]
     return _one_each((len(counts),), np.zeros(len(counts), np.int64), given[:-1], counts)
 
 

@@ -45,8 +45,14 @@ _forward_mode = torch.autograd.forward_ad
 _functorch: Any = torch._C._functorch
 
 
+_dtypes: dict[torch.dtype, Any] = {torch.bfloat16: _BF16}
+
+
 def _dtype(t: torch.Tensor) -> Any:
-    return _BF16 if t.dtype == torch.bfloat16 else np.dtype(str(t.dtype).removeprefix("torch."))
+    found = _dtypes.get(t.dtype)
+    if found is None:
+        found = _dtypes[t.dtype] = np.dtype(str(t.dtype).removeprefix("torch."))
+    return found
 
 
 class Memory:
@@ -152,9 +158,10 @@ _LIBRARY.define(
 
 def _call(x: Any, reduction: str, layout: str, where: Any, side: str, segments: int, prefix: int, prefixes: Any,
           weights: Any, p: float, r: float, eps: float, empty: float) -> TokenCall:  # fmt: skip
-    call = call_of(_matrix(x), reduction.split("+"), weights=_numbers(weights, x), norm_type=None if p < 0 else p, r=r,
-                   eps=eps, empty=empty, **_layout(layout, where, side, segments, prefix, prefixes))  # fmt: skip
-    return replace(call, result=tokens_native.sum_dtype(_dtype(x)))  # rounded to a half by PyTorch
+    matrix = _matrix(x)
+    return call_of(matrix, reduction.split("+"), weights=_numbers(weights, x), norm_type=None if p < 0 else p, r=r,
+                   eps=eps, empty=empty, dtype=tokens_native.sum_dtype(matrix.dtype),  # rounded to a half by PyTorch
+                   **_layout(layout, where, side, segments, prefix, prefixes))  # fmt: skip
 
 
 def _reduce(x: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -508,6 +515,8 @@ def pool_tokens(*args: Any, **kwargs: Any) -> torch.Tensor:
         return token_operations().pool(x, _call(*found), w)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and (x.requires_grad or (w is not None and w.requires_grad)):
         return torch.ops.anypool_tokens.reduce_known(*found)[0]  # type: ignore[no-any-return]
+    if not torch.compiler.is_compiling() and plain.is_plain(x) and torch._C._get_tracing_state() is None:
+        return _reduce(*found)  # nobody watches: without the dispatcher
     return torch.ops.anypool_tokens.reduce(*found)  # type: ignore[no-any-return]
 
 

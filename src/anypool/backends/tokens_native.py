@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anypool import _native
-from anypool.backends.native import _NUMBER
+from anypool.backends.native import number_of
 from anypool.reductions import is_float
 from anypool.runs import Ints, Runs
 from anypool.token_matrix import Matrix
@@ -24,6 +24,7 @@ _FINISHES = ("none", "over_count", "over_root_count", "over_weight", "deviation"
              "last")  # fmt: skip
 _GIVES = ("uniform", "positions", "weighted", "select", "largest", "first", "last", "deviation", "weighted_deviation",
           "power", "clamped", "exponentials", "attention")  # fmt: skip
+_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 _BLOCK = 32  # kBlockRows
 # A gradient beyond this will have left the cache before it is read, so it is written around it.
 _AROUND_CACHE = 24 << 20
@@ -42,12 +43,14 @@ def reason_against(matrix: Matrix, runs: Runs) -> str | None:
 
 def sum_dtype(x: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in which tokens are added, and in which gradients come to the kernels."""
-    return np.dtype(np.float64 if x.name == "float64" else np.float32)
+    return _DOUBLE if x.itemsize == 8 else _SINGLE
 
 
 def _at(array: Array | None) -> int:
     if array is None:
         return 0
+    if type(array) is np.ndarray:
+        return _native.data_pointer(array)
     address: int = array.__array_interface__["data"][0]
     return address
 
@@ -59,7 +62,7 @@ class _Plan:
         arrays = [runs.bounds, matrix.offsets(runs), runs.count, matrix.numbers(runs), runs.tokens]
         self.kept = [np.ascontiguousarray(a, np.int64) for a in arrays]
         self.runs = [len(runs.bounds) - 1, *(_at(a) for a in self.kept)]
-        self.x = [_NUMBER[matrix.dtype.name], matrix.dim, matrix.row, matrix.col]
+        self.x = [number_of(matrix.dtype), matrix.dim, matrix.row, matrix.col]
 
 
 def reduce(matrix: Matrix, runs: Runs, terms: Sequence[Term], weights: Array | None, empty: float, y: Array,
@@ -84,7 +87,7 @@ def reduce(matrix: Matrix, runs: Runs, terms: Sequence[Term], weights: Array | N
         results.append((_FINISHES.index(reduction.finish), at, column))
     skipped = None if runs.skipped is None else np.ascontiguousarray(runs.skipped, np.int64)
     number, dim, row, col = plan.x
-    shape = [number, _NUMBER[y.dtype.name], dim, row, col, y.strides[0] // y.itemsize if len(y) > 1 else y.shape[-1]]
+    shape = [number, number_of(y.dtype), dim, row, col, y.strides[0] // y.itemsize if len(y) > 1 else y.shape[-1]]
     arrays = [matrix.address, _at(y), _at(weights), _at(skipped)]
     _native.tokens(shape, plan.runs, arrays, empty, rows, results)
 
@@ -137,7 +140,7 @@ class Gradients:
 
     def _run(self, gifts: list[Any], weights: Array | None, out: Array, attention: list[int]) -> None:
         m = self.matrix
-        shape = [_NUMBER[m.dtype.name], m.dim, m.row, m.col, m.n_rows]
+        shape = [number_of(m.dtype), m.dim, m.row, m.col, m.n_rows]
         _native.token_gradient(shape, self.numbers, [m.address, _at(weights), _at(out)], out.nbytes > _AROUND_CACHE,
                                gifts, attention)  # fmt: skip
 
@@ -160,7 +163,7 @@ def attend(matrix: Matrix, values: Matrix, runs: Runs, query: Array, empty: floa
     plan = _Plan(matrix, runs)
     value_offsets = np.ascontiguousarray(values.offsets(runs), np.int64)
     number, dim, row, col = plan.x
-    shape = [number, _NUMBER[y.dtype.name], dim, row, col, values.dim, values.row, values.col, len(query)]
+    shape = [number, number_of(y.dtype), dim, row, col, values.dim, values.row, values.col, len(query)]
     arrays = [matrix.address, values.address, _at(value_offsets), _at(query), _at(y), _at(logsumexp), _at(grad),
               _at(known)]  # fmt: skip
     _native.token_attention(shape, plan.runs, arrays, empty)
