@@ -160,29 +160,49 @@ class Fused {
 #else
   static constexpr bool kShortRows = false;
 #endif
-  ANYPOOL_INLINE void short_phases(i64 c, const Part* parts, Phases& p, NaNs<A, L>& nan) const {
-    V v[S];
-    for (int s = 0; s < S; ++s) v[s] = only<A, L>(parts[s], column(c + s * L, nan), none());
-    p.set(v);
-  }
-  ANYPOOL_INLINE void short_row(T* y) {
-    NaNs<A, L> nan;
-    Phases here, next;
-    short_phases(job_.start, first_, here, nan);
-    if (tail_[0][0].empty())
-      for (int s = 0; s < S; ++s) next.v[s] = none();
-    else
-      short_phases(job_.start + L * S, tail_[0], next, nan);
-    Memory::store_part(y, finished<L>(over_w(here, next), job_.by, 0), last_);
-    nan_.add(nan);
+  // All rows of a plane. What the loop needs is in locals; otherwise it would take longer to read that again for each row
+  // than to merge it.
+  template <bool Two>
+  ANYPOOL_INLINE void short_rows(char* y) {
+    NaNs<A, L> all;
+    const FusedDivisor by = job_.by;
+    const Part last = last_;
+    Part parts[2][S];
+    for (int s = 0; s < S; ++s) parts[0][s] = first_[s], parts[1][s] = tail_[0][s];
+    const char* rows[KH];
+    i64 steps[KH];
+    for (int i = 0; i < KH; ++i)
+      rows[i] = reinterpret_cast<const char*>(rows_[i] + job_.start), steps[i] = job_.step[i];
+    const i64 y_step = job_.y_step;
+    for (i64 r = job_.count; r > 0; --r, y += y_step) {
+      NaNs<A, L> nan;  // of one row: each of them would wait for the one before, for as long as it takes
+      Phases p[2];
+      for (int half = 0; half <= Two; ++half) {
+        V columns[S];
+        for (int s = 0; s < S; ++s) {
+          V v[KH];
+          for (int i = 0; i < KH; ++i) v[i] = Memory::load(reinterpret_cast<const T*>(rows[i]) + (half * S + s) * L);
+          look_for_nan(v, nan);
+          columns[s] = only<A, L>(parts[half][s], over_rows(v), none());
+        }
+        p[half].set(columns);
+      }
+      if constexpr (!Two)
+        for (int s = 0; s < S; ++s) p[1].v[s] = none();
+      Memory::store_part(reinterpret_cast<T*>(y), finished<L>(over_w(p[0], p[1]), by, 0), last);
+      for (int i = 0; i < KH; ++i) rows[i] += steps[i];
+      all.add(nan);
+    }
+    nan_.add(all);
   }
   // The rows of the first window that `row` takes to have been seen by the one before.
-  ANYPOOL_INLINE void see_first() {
+  ANYPOOL_INLINE void see_first(bool between) {
     if constexpr (Op::kNumbersOnly) {
       for (int i = 0; i < KD * KH; ++i) {
         if (i % KH >= KH - S || reinterpret_cast<const char*>(rows_[i]) == job_.none) continue;
         for (i64 c = 0; c < job_.cols; c += L) {
-          const V v = Memory::load_part(rows_[i] + c, Part(inside<L>(c, job_.cols)), V{});
+          const V v = between ? Memory::load(rows_[i] + c)
+                              : Memory::load_part(rows_[i] + c, Part(inside<L>(c, job_.cols)), V{});
           nan_.see(v, v);
         }
       }
@@ -214,16 +234,18 @@ class Fused {
     for (i64 plane = 0; plane < job.planes; ++plane) {
       for (int i = 0; plane > 0 && i < KD * KH; ++i)
         f.rows_[i] = reinterpret_cast<const T*>(job.rows[i] + (job.rows[i] == job.none ? 0 : plane * job.x_plane));
-      if (job.planes > 1) f.see_first();
-      const bool between = plane > 0 && plane + 1 < job.planes && job.x_plane >= i64(2 * S * L * sizeof(T));
+      const bool between = (plane > 0 || job.before) && (plane + 1 < job.planes || job.behind) &&
+                           job.x_plane >= i64(2 * S * L * sizeof(T));
+      if (job.planes > 1) f.see_first(between);
       char* y = job.y + plane * job.y_plane;
+      if (kShortRows && between && job.n <= L) {
+        f.tail_[0][0].empty() ? f.template short_rows<false>(y) : f.template short_rows<true>(y);
+        continue;
+      }
       for (i64 r = 0; r < job.count; ++r, y += job.y_step) {
         for (int i = 0; S > 1 && job.in_order && i < KD * KH; ++i)
           if (i % KH >= KH - S) read_in_order(f.rows_[i], job.cols * i64(sizeof(T)));
-        if (kShortRows && between && job.n <= L)
-          f.short_row(reinterpret_cast<T*>(y));
-        else
-          f.row(reinterpret_cast<T*>(y), counted, reinterpret_cast<const A*>(padding));
+        f.row(reinterpret_cast<T*>(y), counted, reinterpret_cast<const A*>(padding));
         if (padding) padding += job.padding_step;
         for (int i = 0; i < KD * KH; ++i)
           f.rows_[i] = reinterpret_cast<const T*>(reinterpret_cast<const char*>(f.rows_[i]) + job.step[i]);

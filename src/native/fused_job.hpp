@@ -71,6 +71,7 @@ struct FusedJob {
   char* y;
   i64 y_step, n, count;
   i64 planes = 1, x_plane = 0, y_plane = 0;  // the same rows of so many that lie without gaps, so many bytes apart
+  bool before = false, behind = false;       // whether there is another one before the first, and behind the last
   FusedDivisor by;
   bool in_order;  // whether to read the new rows of a window one after the other first
   // Channels innermost: `inner` of them in each column, columns `pitch` elements apart, and the windows' numbers on w.

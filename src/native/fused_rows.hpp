@@ -340,7 +340,10 @@ class FusedRows {
     FusedJob job;
     begin(buffers, wd, y_step, job);
     job.planes = planes, job.x_plane = p_.x_outer[p_.n_outer - 1] * bytes_;
+    if (job.in_order) read_in_order(field_.at, planes * job.x_plane), job.in_order = false;
     job.y_plane = p_.y_outer[p_.n_outer - 1] * bytes_;
+    const i64 last_axis = p_.outer[p_.n_outer - 1], at = t_.outer % last_axis;
+    job.before = at > 0, job.behind = at + planes < last_axis;
     for (i64 oh = 0; oh < h.n_out; oh += job.count) {
       const Window wh = window_of(h, oh);
       job.count = alike(oh, h.n_out, wh);

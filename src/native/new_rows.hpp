@@ -13,12 +13,14 @@ namespace {
 // it has come. (What lies a page further need not exist: asking is no access.)
 constexpr i64 kPage = 4096;
 ANYPOOL_INLINE void ask_for(const void* row, i64 bytes) {
+#pragma GCC unroll 4
   for (i64 i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + kPage + i);
 }
 ANYPOOL_INLINE void read_in_order(const void* row, i64 bytes) {
   const char* p = static_cast<const char*>(row);
   ask_for(row, bytes);
 #if defined(__x86_64__)
+#pragma GCC unroll 4
   for (i64 i = 0; i < bytes; i += 64)
     asm volatile("movzbl %0, %%eax" ::"m"(p[i]) : "eax");  // a prefetch would be dropped when many are under way
 #endif
@@ -37,7 +39,7 @@ struct NaNs {
       found = _kor_mask16(found, _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_UNORD_Q));
     asm("" : "+k"(found));  // GCC would carry it in a general register: 8 cycles a round, there and back
   }
-  void add(const NaNs& other) { found = _kor_mask16(found, other.found); }
+  void add(const NaNs& other) { found = __mmask16(found | other.found); }  // where GCC likes to
   bool any() const { return found != 0; }
 #else
   decltype(V{} != V{}) found = V{} != V{};
