@@ -94,8 +94,7 @@ class FusedCodes {
       }
       f.restart();
       for (i64 r = 0; r < job.count; ++r) {
-        for (int i = 0; S > 1 && job.in_order && i < kRows; ++i)
-          if (i % KH >= KH - S) read_in_order(f.rows_[i], job.cols * i64(sizeof(T)));
+        if (S > 1 && job.in_order) read_new_rows<T, KD, KH, S>(f.rows_, job.cols);
         f.row(reinterpret_cast<T*>(y + r * job.y_step), reinterpret_cast<Code*>(codes + r * job.codes_step),
               job.index + r * job.index_step, from, to, parts);
       }

@@ -18,12 +18,25 @@ ANYPOOL_INLINE void ask_for(const void* row, i64 bytes) {
 }
 ANYPOOL_INLINE void read_in_order(const void* row, i64 bytes) {
   const char* p = static_cast<const char*>(row);
-  ask_for(row, bytes);
-#if defined(__x86_64__)
 #pragma GCC unroll 4
-  for (i64 i = 0; i < bytes; i += 64)
+  for (i64 i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(p + kPage + i);
+#if defined(__x86_64__)
     asm volatile("movzbl %0, %%eax" ::"m"(p[i]) : "eax");  // a prefetch would be dropped when many are under way
 #endif
+  }
+}
+
+// The last S of the KH rows on each d, at once if they follow one another.
+template <class T, int KD, int KH, int S>
+ANYPOOL_INLINE void read_new_rows(const T* const* rows, i64 cols) {
+  constexpr int kNew = S < KH ? S : KH;
+  for (int d = 0; d < KD; ++d, rows += KH) {
+    bool follow = true;
+    for (int i = KH - kNew + 1; i < KH; ++i) follow &= rows[i] == rows[i - 1] + cols;
+    for (int i = KH - kNew; i < KH; i += follow ? kNew : 1)
+      read_in_order(rows[i], (follow ? kNew : 1) * cols * i64(sizeof(T)));
+  }
 }
 
 // Whether a NaN was among the vectors seen.
