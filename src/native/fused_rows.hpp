@@ -44,10 +44,10 @@ FusedKernel kernel_over_rows(i64 kd, i64 kh, i64 kw, i64 s, i64 dilation) {
 #undef ANYPOOL_FUSED
   return nullptr;
 }
-template <class T, class Op>
+template <class T, class Op, bool Pairs = false>
 FusedKernel kernel_over_pixels(i64 kd, i64 kh, i64 kw) {
 #define ANYPOOL_PIXELS(KD, KH, KW) \
-  if (kd == KD && kh == KH && kw == KW) return Pixels<T, Op, KD, KH, KW>::run;
+  if (kd == KD && kh == KH && kw == KW) return Pixels<T, Op, KD, KH, KW, Pairs>::run;
   ANYPOOL_PIXELS(1, 1, 2)
   ANYPOOL_PIXELS(1, 1, 3)
   ANYPOOL_PIXELS(1, 2, 2)
@@ -79,6 +79,8 @@ FusedChoice fused_choice(const Plan& p) {
     return run ? FusedChoice{run, false, Fast::kNumbersOnly, false, w.stride <= 2} : FusedChoice{};
   }
   if (p.x_stride[3] != 1 || p.y_stride[3] != 1) return {};
+  if constexpr (kSame<T, bf16>)
+    if (p.inner >= 2 * kLanes<A>) return {kernel_over_pixels<T, Careful, true>(kd, kh, kw), true, false};
   if (p.inner >= kLanes<A>) return {kernel_over_pixels<T, Careful>(kd, kh, kw), true, false};
   if (p.inner != 3 || w.dilation != 1 || kd != 1 || !near || p.x_stride[2] != 3 || p.y_stride[2] != 3) return {};
   if constexpr (kLanes<A> > 6)

@@ -35,12 +35,14 @@ struct Numbers<bf16, float, L> {
     __builtin_memcpy(&f, &bits, sizeof f);
     return f;
   }
-  static ANYPOOL_INLINE Raw narrow(Vec<float, L> v) {
+  // A word whose upper half is the float, rounded; or as it is, of what was once of this type.
+  template <bool Exact = false>
+  static ANYPOOL_INLINE Vec<uint32_t, L> word(Vec<float, L> v) {
     Vec<uint32_t, L> u;
     __builtin_memcpy(&u, &v, sizeof u);
-    const Vec<uint32_t, L> rounded = (u + 0x7fffu + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40;
-    return convert<Raw>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+    return v != v ? u | 0x400000u : Exact ? u : u + 0x7fffu + ((u >> 16) & 1);
   }
+  static ANYPOOL_INLINE Raw narrow(Vec<float, L> v) { return convert<Raw>(word(v) >> 16); }
   static ANYPOOL_INLINE Raw narrow_number(Vec<float, L> v) {
     Vec<uint32_t, L> u;
     __builtin_memcpy(&u, &v, sizeof u);
@@ -123,6 +125,13 @@ ANYPOOL_INLINE Vec<float, L> every_second(Vec<uint32_t, L> pairs) {
   Vec<float, L> v;
   __builtin_memcpy(&v, &bits, sizeof v);
   return v;
+}
+
+// And back: neighbours from words whose upper halves they are.
+template <int L>
+ANYPOOL_INLINE Vec<uint32_t, L> joined(Vec<uint32_t, L> even, Vec<uint32_t, L> odd) {
+  constexpr bool kLittle = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+  return ((kLittle ? even : odd) >> 16) | ((kLittle ? odd : even) & 0xffff0000u);
 }
 
 // Lanes J, J + 1 ... of two adjacent vectors.

@@ -5,14 +5,38 @@
 namespace anypool {
 namespace {
 
-// At least as many channels as a vector has lanes; the last vector of them overlaps the one before. Columns that the next
-// window sees again are kept, merged over their rows.
-template <class T, class Op, int KD, int KH, int KW>
+// What adjacent channels are merged as: a vector; or, of bfloat16, two, of the even channels and of the odd ones, which are
+// halves of the same words, so that no lane has to move.
+template <class T, class Op, bool Pairs>
+struct Channels {
+  using A = typename Op::A;
+  static constexpr int L = kLanes<A>, kVectors = 1, kAll = L;
+  using V = Vec<A, L>;
+  static ANYPOOL_INLINE void load(const T* p, V* v) { v[0] = Lanes<T, A, L>::load(p); }
+  static ANYPOOL_INLINE void store(T* p, const V* v) { Lanes<T, A, L>::store(p, v[0]); }
+};
+template <class Op>
+struct Channels<bf16, Op, true> {
+  static constexpr int L = kLanes<float>, kVectors = 2, kAll = 2 * L;
+  using V = Vec<float, L>;
+  static ANYPOOL_INLINE void load(const bf16* p, V* v) {
+    const auto pairs = anypool::load<Vec<uint32_t, L>>(p);
+    v[0] = every_second<0, L>(pairs), v[1] = every_second<1, L>(pairs);
+  }
+  static ANYPOOL_INLINE void store(bf16* p, const V* v) {
+    using Word = Numbers<bf16, float, L>;
+    anypool::store(p, joined<L>(Word::template word<Op::kSelects>(v[0]), Word::template word<Op::kSelects>(v[1])));
+  }
+};
+
+// At least as many channels as are merged at once; the last of them overlap those before. Columns that the next window
+// sees again are kept, merged over their rows.
+template <class T, class Op, int KD, int KH, int KW, bool Pairs = false>
 class Pixels {
   using A = typename Op::A;
-  static constexpr int L = kLanes<A>, kRows = KD * KH;
+  using Memory = Channels<T, Op, Pairs>;
+  static constexpr int L = kLanes<A>, N = Memory::kVectors, kAll = Memory::kAll, kRows = KD * KH;
   using V = Vec<A, L>;
-  using Memory = Lanes<T, A, L>;
 
  public:
   static bool run(const FusedJob& job) {
@@ -34,31 +58,40 @@ class Pixels {
     const T* rows[kRows];
     for (int i = 0; i < kRows; ++i) rows[i] = reinterpret_cast<const T*>(job.rows[i]);
     const FusedDivisor by = job.by;
-    const i64 vectors = (job.inner + L - 1) / L;
+    const i64 groups = (job.inner + kAll - 1) / kAll;
     char* y = job.y;
     for (i64 r = 0; r < job.count; ++r, y += job.y_step) {
       A* kept[Kept + 1];
       const T* taps[kNew * kRows];
       for (int w = 0; w < Kept; ++w) {
-        kept[w] = reinterpret_cast<A*>(job.kept) + w * vectors * L;
+        kept[w] = reinterpret_cast<A*>(job.kept) + w * groups * kAll;
         place(job, rows, job.start + w, taps);
-        for (i64 j = 0; j < vectors; ++j) store(kept[w] + j * L, column(taps, lower(j * L, job.inner - L)));
+        for (i64 j = 0; j < groups; ++j) {
+          V v[N];
+          column(taps, lower(j * kAll, job.inner - kAll), v);
+          for (int n = 0; n < N; ++n) store(kept[w] + j * kAll + n * L, v[n]);
+        }
       }
       for (i64 o = 0; o < job.n; ++o) {
         for (int w = 0; w < kNew; ++w)
           place(job, rows, job.start + o * job.stride + (Kept + w) * job.dilation, taps + w * kRows);
         T* out = reinterpret_cast<T*>(y) + o * job.y_pitch;
-        const auto channels = [&](i64 k, i64 at) {  // L from k on, the columns of which are kept at `at`
-          V v[KW];
-          for (int w = 0; w < Kept; ++w) v[w] = load<V>(kept[w] + at);
-          for (int w = 0; w < kNew; ++w) v[Kept + w] = column(taps + w * kRows, k);
-          const V all = merged_taps<Op, 0, KW>([&](auto w) { return v[decltype(w)::value]; });
-          Memory::store(out + k, finished<L, false>(all, by, o));
-          for (int w = 0; w < kNew && w < Kept; ++w) store(kept[w] + at, v[(Kept > kNew ? Kept : kNew) + w]);
+        const auto channels = [&](i64 k, i64 at) {  // kAll from k on, the columns of which are kept at `at`
+          V c[KW][N], all[N];
+          for (int w = 0; w < Kept; ++w)
+            for (int n = 0; n < N; ++n) c[w][n] = load<V>(kept[w] + at + n * L);
+          for (int w = 0; w < kNew; ++w) column(taps + w * kRows, k, c[Kept + w]);
+          for (int n = 0; n < N; ++n) {
+            all[n] = merged_taps<Op, 0, KW>([&](auto w) { return c[decltype(w)::value][n]; });
+            all[n] = finished<L, false>(all[n], by, o);
+          }
+          Memory::store(out + k, all);
+          for (int w = 0; w < kNew && w < Kept; ++w)
+            for (int n = 0; n < N; ++n) store(kept[w] + at + n * L, c[(Kept > kNew ? Kept : kNew) + w][n]);
         };
         i64 k = 0;
-        for (; k + L <= job.inner; k += L) channels(k, k);
-        if (k < job.inner) channels(job.inner - L, k);
+        for (; k + kAll <= job.inner; k += kAll) channels(k, k);
+        if (k < job.inner) channels(job.inner - kAll, k);
         for (int w = 0; w < kNew && kNew < Kept; ++w) {  // those kept longest have given way to the new ones
           A* const first = kept[0];
           for (int i = 0; i + 1 < Kept; ++i) kept[i] = kept[i + 1];
@@ -75,11 +108,13 @@ class Pixels {
     const T* none = reinterpret_cast<const T*>(job.none);
     for (int i = 0; i < kRows; ++i) taps[i] = inside && rows[i] != none ? rows[i] + c * job.pitch : none;
   }
-  static ANYPOOL_INLINE V column(const T* const* taps, i64 k) {
-    return merged_taps<Op, 0, KH>([&](auto h) {
-      return merged_taps<Op, 0, KD>(
-          [&](auto d) { return Memory::load(taps[decltype(d)::value * KH + decltype(h)::value] + k); });
-    });
+  static ANYPOOL_INLINE void column(const T* const* taps, i64 k, V* to) {
+    V v[kRows][N];
+    for (int i = 0; i < kRows; ++i) Memory::load(taps[i] + k, v[i]);
+    for (int n = 0; n < N; ++n)
+      to[n] = merged_taps<Op, 0, KH>([&](auto h) {
+        return merged_taps<Op, 0, KD>([&](auto d) { return v[decltype(d)::value * KH + decltype(h)::value][n]; });
+      });
   }
 };
 

@@ -52,6 +52,7 @@ struct Select {  // the largest or smallest value; the sign of a zero among equa
   using A = T;
   using B = char;
   static constexpr bool kPair = false, kCoded = false, kIdempotent = true;
+  static constexpr bool kSelects = true;       // a result is one of the inputs
   static constexpr bool kNumbersOnly = false;  // whether a NaN would be lost
   static constexpr int kMaxLanes = kLanes<T>;
   template <int L>
@@ -144,6 +145,7 @@ struct Sum {
   using A = T;
   using B = char;
   static constexpr bool kPair = false, kCoded = false, kIdempotent = false;
+  static constexpr bool kSelects = false;
   static constexpr bool kNumbersOnly = false;  // whether a NaN would be lost
   static constexpr int kMaxLanes = kLanes<T>;
   template <int L>

@@ -23,7 +23,7 @@ struct ResultOf<uint8_t, int32_t> {
 // C vectors a row, of which the last `Loose` ones may be partly or wholly behind its end.
 template <class T, class A, class Fast, class Careful, int C, int Loose>
 class WholePlanes {
-  static constexpr int L = kLanes<A>;
+  static constexpr int L = kLanes<A>, kAtOnce = C <= 2 ? 8 : 2;  // rows, for which there are registers
   using V = Vec<A, L>;
   using Memory = Lanes<T, A, L>;
   using Result = typename ResultOf<T, A>::type;
@@ -119,51 +119,51 @@ class WholePlanes {
     const T* x = static_cast<const T*>(buffers_->x) + at + row * cols_;
     if (const i64 bytes = rows_ * cols_ * i64(sizeof(T)); bytes < kPage) ask_for(x, bytes);
     V v[C];
-    if (C == 1 && rows_ == 7)
-      v[0] = few_rows<Op, 7>(x, inside_ - row, nan);
+    if (C == 1 && rows_ == 7)  // the last planes of most image classifiers
+      at_once<Op, 7>(x, 0, inside_ - row, v, nan);
     else
       many_rows<Op>(x, inside_ - row, v, nan);
     for (int c = C - Loose; c < C; ++c) v[c] = only<A, L>(loose_[c - (C - Loose)], v[c], none());
     return halved<Op, 0, kPower>(v);
   }
-  // The last planes of most image classifiers are 7x7.
+  // Rows t to t + N.
   template <class Op, int N>
-  ANYPOOL_INLINE V few_rows(const T* x, i64 whole, NaNs<A, L>& nan) const {
-    V v[N];
-    for (int t = 0; t < N; ++t) load(x, t, whole, v + t);
-    if constexpr (Op::kNumbersOnly)
-      for (int t = 0; t < N; t += 2) nan.see(v[t], v[t + 1 < N ? t + 1 : t]);
-    return merged_taps<Op, 0, N>([&](auto tap) { return v[decltype(tap)::value]; });
+  ANYPOOL_INLINE void at_once(const T* x, i64 t, i64 whole, V* merged, NaNs<A, L>& nan) const {
+    V v[N][C];
+    for (int i = 0; i < N; ++i) load(x, t + i, whole, v[i]);
+    for (int c = 0; c < C; ++c) {
+      if constexpr (Op::kNumbersOnly)
+        for (int i = 0; i < N; i += 2) nan.see(v[i][c], v[i + 1 < N ? i + 1 : i][c]);
+      merged[c] = merged_taps<Op, 0, N>([&](auto tap) { return v[decltype(tap)::value][c]; });
+    }
   }
+  // Pieces of kAtOnce rows, the tree's open branches as a binary counter; and of the rows that are left.
   template <class Op>
   ANYPOOL_INLINE void many_rows(const T* x, i64 whole, V* v, NaNs<A, L>& nan) const {
-    V open[40][C], w[C];
+    V open[40][C];
     int depth = 0;
     i64 t = 0;
-    for (i64 pair = 0; t + 2 <= rows_; t += 2, ++pair) {
-      load(x, t, whole, v);
-      load(x, t + 1, whole, w);
-      for (int c = 0; c < C; ++c) {
-        if constexpr (Op::kNumbersOnly) nan.see(v[c], w[c]);
-        v[c] = Op::template merged<L>(v[c], w[c]);
-      }
-      for (i64 carry = pair; carry & 1; carry >>= 1) {
-        --depth;
-        for (int c = 0; c < C; ++c) v[c] = Op::template merged<L>(open[depth][c], v[c]);
-      }
+    const auto push = [&] {
       for (int c = 0; c < C; ++c) open[depth][c] = v[c];
       ++depth;
-    }
-    if (t < rows_) {
-      load(x, t, whole, v);
-      if constexpr (Op::kNumbersOnly)
-        for (int c = 0; c < C; ++c) nan.see(v[c], v[c]);
-    } else {
+    };
+    const auto pop = [&] {
       --depth;
-      for (int c = 0; c < C; ++c) v[c] = open[depth][c];
-    }
-    while (depth-- > 0)
       for (int c = 0; c < C; ++c) v[c] = Op::template merged<L>(open[depth][c], v[c]);
+    };
+    for (i64 piece = 0; t + kAtOnce <= rows_; t += kAtOnce, ++piece) {
+      at_once<Op, kAtOnce>(x, t, whole, v, nan);
+      for (i64 carry = piece; carry & 1; carry >>= 1) pop();
+      push();
+    }
+    if constexpr (kAtOnce > 4)
+      if ((rows_ - t) & 4) at_once<Op, 4>(x, t, whole, v, nan), push(), t += 4;
+    if constexpr (kAtOnce > 2)
+      if ((rows_ - t) & 2) at_once<Op, 2>(x, t, whole, v, nan), push(), t += 2;
+    if (t < rows_) at_once<Op, 1>(x, t, whole, v, nan), push();
+    --depth;
+    for (int c = 0; c < C; ++c) v[c] = open[depth][c];
+    while (depth > 0) pop();
   }
 
   void store(i64 block, i64 n, V v) const {
