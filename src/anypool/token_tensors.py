@@ -19,12 +19,13 @@ from anypool import _native
 from anypool.arguments import is_sequence, number_argument, shown
 from anypool.attention import attend_known, attention_call, attention_gradient
 from anypool.backends import asked_for, tokens_native
+from anypool.limits import require
 from anypool.tensors import plain
 from anypool.tensors.kernels import address_of
 from anypool.token_gradients import Known, run_known, weights_gradient, write_gradient
 from anypool.token_matrix import Matrix, check_shape, matrix_at, matrix_of
 from anypool.token_reductions import names_of, terms_of
-from anypool.tokens import LAYOUTS, TokenCall, call_of, run_call
+from anypool.tokens import LAYOUTS, TokenCall, backend_of, call_of, run_call
 from anypool.windows import size_argument
 
 _LARGEST = 2**62  # segments: more are refused in the operators
@@ -61,6 +62,11 @@ class Memory:
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor, self.nbytes = tensor, tensor.numel() * tensor.element_size()
         self.__array_interface__ = {"data": (tensor.data_ptr(), False)}
+        self.shape, self.dtype, self.itemsize = tuple(tensor.shape), _dtype(tensor), tensor.element_size()
+        self.strides = tuple(s * self.itemsize for s in tensor.stride())
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
 
 
 def _composed(x: torch.Tensor) -> bool:
@@ -166,8 +172,14 @@ def _call(x: Any, reduction: str, layout: str, where: Any, side: str, segments: 
 
 def _reduce(x: torch.Tensor, *rest: Any) -> torch.Tensor:
     call = _call(x, *rest)
-    y = torch.from_numpy(run_call(call))
-    return y.to(x.dtype).view(*call.runs.shape, y.shape[1])
+    if x.element_size() > 2 or backend_of(call) is not tokens_native:
+        y = torch.from_numpy(run_call(call)).to(x.dtype)
+    else:  # halves, rounded as they are written
+        shape = (len(call.runs.bounds) - 1, call.matrix.dim * len(call.terms))
+        require(math.prod(shape) * x.element_size(), f"a result of shape {shape}", call.matrix.where)
+        y = torch.empty(shape, dtype=x.dtype)
+        run_call(call, into=Memory(y))
+    return y.view(*call.runs.shape, y.shape[1])
 
 
 def _reduce_known(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -126,9 +126,11 @@ def backend_of(call: TokenCall) -> Any:
     return tokens_reference if wanted == "reference" or reason is not None else tokens_native
 
 
-def run_call(call: TokenCall, winners: Sequence[Array | None] | None = None) -> Array:
-    """Return the results, ``(outputs, dim * terms)``."""
-    y = memory.empty((len(call.runs.bounds) - 1, call.matrix.dim * len(call.terms)), call.result)
+def run_call(call: TokenCall, winners: Sequence[Array | None] | None = None, into: Any = None) -> Array:
+    """Return the results, ``(outputs, dim * terms)``, in a new array or in what is given."""
+    y: Array = into
+    if into is None:
+        y = memory.empty((len(call.runs.bounds) - 1, call.matrix.dim * len(call.terms)), call.result)
     backend_of(call).reduce(call.matrix, call.runs, call.terms, call.weights, call.empty, y,
                           winners or [None] * len(call.terms))  # fmt: skip
     return y
