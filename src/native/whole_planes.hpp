@@ -34,6 +34,8 @@ class WholePlanes {
   const i64 blocks_;       // of a plane
   const i64 inside_;       // rows of a plane from which C whole vectors lie in it
   const i64 outputs_;      // of a block
+  const bool short_;       // a block is asked for as a whole
+  const bool far_;         // a longer one, of an input that no cache holds, piece by piece
   const int together_;     // blocks whose columns fill a vector when they are merged
   Part loose_[Loose];
 
@@ -48,6 +50,8 @@ class WholePlanes {
         blocks_(p.axis[1].n_out),
         inside_(p.axis[1].n_in * cols_ < C * L ? 0 : (p.axis[1].n_in * cols_ - C * L) / cols_ + 1),
         outputs_(p.axis[2].n_out),
+        short_(rows_ * cols_ * i64(sizeof(T)) < kPage),
+        far_(!short_ && planes_of(p) * p.axis[1].n_in * cols_ * i64(sizeof(T)) > kCached),
         together_(outputs_ == 1 ? L : int(cols_ / outputs_ / kPower)) {
     for (int c = 0; c < Loose; ++c) loose_[c] = Part(inside<L>((C - Loose + c) * L, cols_));
   }
@@ -64,6 +68,12 @@ class WholePlanes {
   }
 
  private:
+  static constexpr i64 kCached = 16 << 20;  // bytes
+  static i64 planes_of(const Plan& p) {
+    i64 n = 1;
+    for (int a = 0; a < p.n_outer; ++a) n *= p.outer[a];
+    return n;
+  }
   template <class Op>
   static ANYPOOL_INLINE V neighbours(V l, V r) {
     return Op::template merged<L>(Unzip<A, L>::even(l, r), Unzip<A, L>::odd(l, r));
@@ -117,7 +127,7 @@ class WholePlanes {
   ANYPOOL_INLINE V columns(i64 plane, i64 row, NaNs<A, L>& nan) const {
     const i64 at = p_.n_outer == 1 ? plane * p_.x_outer[0] : outer_offset(p_, p_.x_outer, plane);
     const T* x = static_cast<const T*>(buffers_->x) + at + row * cols_;
-    if (const i64 bytes = rows_ * cols_ * i64(sizeof(T)); bytes < kPage) ask_for(x, bytes);
+    if (short_) ask_for(x, rows_ * cols_ * i64(sizeof(T)));
     V v[C];
     if (C == 1 && rows_ == 7)  // the last planes of most image classifiers
       at_once<Op, 7>(x, 0, inside_ - row, v, nan);
@@ -130,6 +140,7 @@ class WholePlanes {
   template <class Op, int N>
   ANYPOOL_INLINE void at_once(const T* x, i64 t, i64 whole, V* merged, NaNs<A, L>& nan) const {
     V v[N][C];
+    if (far_) ask_for(x + t * cols_, N * cols_ * i64(sizeof(T)));
     for (int i = 0; i < N; ++i) load(x, t + i, whole, v[i]);
     for (int c = 0; c < C; ++c) {
       if constexpr (Op::kNumbersOnly)
