@@ -17,7 +17,7 @@ import argparse
 import itertools
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,13 @@ def torchvision() -> Any:
     return torchvision.models, library
 
 
-def measured(names: list[str], seconds: float) -> list[dict[str, Any]]:
-    """Measure networks in every batch, dtype and memory format; print each as it comes."""
+def measured(names: list[str], seconds: float) -> Iterator[list[dict[str, Any]]]:
+    """Measure networks in every batch, dtype and memory format; print each result as it comes, yield those of each."""
+    if not names:
+        return
     models, _library = torchvision()
-    found = []
     for name in names:
+        found = []
         function, pixels, options = NETWORKS[name]
         torch.manual_seed(0)
         build: Callable[..., Any] = getattr(models, function)
@@ -87,7 +89,7 @@ def measured(names: list[str], seconds: float) -> list[dict[str, Any]]:
             found.append(result.to_dict() | {"memory_format": form} | both)
             print(line(found[-1]), flush=True)
             plain = plain.float()
-    return found
+        yield found
 
 
 def line(r: dict[str, Any]) -> str:
@@ -191,10 +193,11 @@ def main() -> None:
         parser.error(f"no such network: {', '.join(unknown)}")
     known = json.loads(options.json.read_text()) if options.json.exists() else []
     names = options.names or ([] if known and options.out else list(NETWORKS))
-    results = [r for r in known if r["name"] not in names] + (measured(names, options.seconds) if names else [])
-    results.sort(key=lambda r: list(NETWORKS).index(r["name"]))
+    results = [r for r in known if r["name"] not in names]
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(results))
+    for found in measured(names, options.seconds):
+        results = sorted(results + found, key=lambda r: list(NETWORKS).index(r["name"]))
+        options.json.write_text(json.dumps(results))  # at once: the next network may take more memory than there is
     if options.out:
         picture(results, options.out.parent / PICTURE)
         options.out.write_text(page(results))
