@@ -247,3 +247,19 @@ def test_bad_arguments():
         ap.pool_tokens(x, "mean", dtype=torch.float64)
     with pytest.raises(ValueError, match="only one of"):
         ap.pool_tokens(x, "mean", mask=torch.ones(2, 3), lengths=[1, 2])
+
+
+def test_a_class_of_somebody_sees_the_operator() -> None:
+    seen = []
+
+    class Watched(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    x = torch.randn(2, 3, 4)
+    y = ap.pool_tokens(x.as_subclass(Watched), "mean")
+    assert isinstance(y, Watched)
+    assert any("anypool_tokens.reduce" in name for name in seen)
+    assert torch.equal(y.as_subclass(torch.Tensor), ap.pool_tokens(x, "mean"))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import has_torch_function_unary
 
 from anypool import _native
 from anypool.arguments import is_sequence, number_argument, shown
@@ -83,6 +84,11 @@ def _matrix(x: torch.Tensor) -> Matrix:
     if not natively() or x.ndim < 2 or x.shape[-1] == 0:  # by way of an array, which has the errors too
         return matrix_of(_array(x))
     return matrix_at(address_of(x), _dtype(x), tuple(x.shape), x.stride(), x.detach())
+
+
+def _watched(x: torch.Tensor) -> bool:
+    """Whether somebody wants to see the operator: a class, a mode or a tracer."""
+    return has_torch_function_unary(x) or not plain.is_plain(x) or torch._C._get_tracing_state() is not None
 
 
 def natively() -> bool:
@@ -527,8 +533,8 @@ def pool_tokens(*args: Any, **kwargs: Any) -> torch.Tensor:
         return token_operations().pool(x, _call(*found), w)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and (x.requires_grad or (w is not None and w.requires_grad)):
         return torch.ops.anypool_tokens.reduce_known(*found)[0]  # type: ignore[no-any-return]
-    if not torch.compiler.is_compiling() and plain.is_plain(x) and torch._C._get_tracing_state() is None:
-        return _reduce(*found)  # nobody watches: without the dispatcher
+    if not torch.compiler.is_compiling() and not _watched(x):
+        return _reduce(*found)  # without the dispatcher
     return torch.ops.anypool_tokens.reduce(*found)  # type: ignore[no-any-return]
 
 

@@ -77,7 +77,7 @@ class VerticalMerge {
       return over_h_.put(to, &over_h_.identity(), 1, shape);
     }
     if (doubling_) return merge_doubled(to, wh.start);
-    if (plain_ || tall_) {
+    if ((plain_ || tall_) && wh.step == 1) {
       rows_.read(wd_.at(wd_.lo), higher(read_, wh.at(wh.lo)), wh.at(wh.hi - 1) + 1);
       read_ = wh.at(wh.hi - 1) + 1;
     }
