@@ -23,6 +23,7 @@ from anypool.backends import asked_for, tokens_native
 from anypool.limits import require
 from anypool.tensors import plain
 from anypool.tensors.kernels import address_of
+from anypool.tensors.spec import NUMPY
 from anypool.token_gradients import Known, run_known, weights_gradient, write_gradient
 from anypool.token_matrix import Matrix, check_shape, matrix_at, matrix_of
 from anypool.token_reductions import names_of, terms_of
@@ -30,31 +31,9 @@ from anypool.tokens import LAYOUTS, TokenCall, backend_of, call_of, run_call
 from anypool.windows import size_argument
 
 _LARGEST = 2**62  # segments: more are refused in the operators
-_FLOATS = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
-
-
-class _BFloat16:
-    """What stands for NumPy's missing bfloat16: the kernels ask for a name and a size."""
-
-    name, itemsize, kind, isnative = "bfloat16", 2, "V", True
-
-    def newbyteorder(self, order: str) -> _BFloat16:
-        return self
-
-
-_BF16: Any = _BFloat16()
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _forward_mode = torch.autograd.forward_ad
 _functorch: Any = torch._C._functorch
-
-
-_dtypes: dict[torch.dtype, Any] = {torch.bfloat16: _BF16}
-
-
-def _dtype(t: torch.Tensor) -> Any:
-    found = _dtypes.get(t.dtype)
-    if found is None:
-        found = _dtypes[t.dtype] = np.dtype(str(t.dtype).removeprefix("torch."))
-    return found
 
 
 class Memory:
@@ -63,7 +42,7 @@ class Memory:
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor, self.nbytes = tensor, tensor.numel() * tensor.element_size()
         self.__array_interface__ = {"data": (tensor.data_ptr(), False)}
-        self.shape, self.dtype, self.itemsize = tuple(tensor.shape), _dtype(tensor), tensor.element_size()
+        self.shape, self.dtype, self.itemsize = tuple(tensor.shape), NUMPY[tensor.dtype], tensor.element_size()
         self.strides = tuple(s * self.itemsize for s in tensor.stride())
 
     def __len__(self) -> int:
@@ -80,10 +59,10 @@ def _matrix(x: torch.Tensor) -> Matrix:
     if x.dtype not in _FLOATS:
         raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype} (x: {tuple(x.shape)})")
     if _composed(x) and x.ndim >= 2 and x.shape[-1]:  # only its shape is of interest
-        return matrix_at(0, _dtype(x), tuple(x.shape), (0,) * x.ndim, None)
+        return matrix_at(0, NUMPY[x.dtype], tuple(x.shape), (0,) * x.ndim, None)
     if not natively() or x.ndim < 2 or x.shape[-1] == 0:  # by way of an array, which has the errors too
         return matrix_of(_array(x))
-    return matrix_at(address_of(x), _dtype(x), tuple(x.shape), x.stride(), x.detach())
+    return matrix_at(address_of(x), NUMPY[x.dtype], tuple(x.shape), x.stride(), x.detach())
 
 
 def _watched(x: torch.Tensor) -> bool:
@@ -107,7 +86,8 @@ def _numbers(t: torch.Tensor | None, x: torch.Tensor) -> Any:
     """What goes with the tokens, to be checked: only its shape where operations on tensors will read it."""
     if t is None or not _composed(x):
         return _array(t)
-    return np.zeros(tuple(t.shape), np.float32 if t.dtype == torch.bfloat16 else _dtype(t))
+    name = "float32" if t.dtype == torch.bfloat16 else str(t.dtype).removeprefix("torch.")  # of any kind, complex too
+    return np.zeros(tuple(t.shape), name)
 
 
 def _known(name: str, t: torch.Tensor | None) -> Any:
@@ -181,7 +161,7 @@ def _reduce(x: torch.Tensor, *rest: Any) -> torch.Tensor:
     if x.element_size() > 2 or backend_of(call) is not tokens_native:
         y = torch.from_numpy(run_call(call)).to(x.dtype)
     else:  # halves, rounded as they are written
-        shape = (len(call.runs.bounds) - 1, call.matrix.dim * len(call.terms))
+        shape = call.results
         require(math.prod(shape) * x.element_size(), f"a result of shape {shape}", call.matrix.where)
         y = torch.empty(shape, dtype=x.dtype)
         run_call(call, into=Memory(y))
@@ -326,7 +306,7 @@ def _attention_call(x: Any, query: Any, values: Any, layout: str, where: Any, si
     of_values = None if values is None else _matrix(values)
     call = attention_call(_matrix(x), _numbers(query, x), values=of_values, scale=scale, empty=empty,
                           **_layout(layout, where, side, segments, prefix, prefixes))  # fmt: skip
-    return replace(call, result=tokens_native.sum_dtype(_dtype(x)))
+    return replace(call, result=tokens_native.sum_dtype(NUMPY[x.dtype]))
 
 
 def _attend(x: torch.Tensor, query: torch.Tensor, values: Any, *rest: Any) -> Any:
@@ -522,7 +502,7 @@ def _arguments(x: Any, reduction: Any, *, norm_type: Any, r: Any, eps: Any, empt
 def call_of_tensors(*args: Any, **kwargs: Any) -> TokenCall:
     """As `anypool.tokens.call_of`, for tensors."""
     found = _arguments(*args, **kwargs)
-    return replace(_call(*found), result=_dtype(found[0]))
+    return replace(_call(*found), result=NUMPY[found[0].dtype])
 
 
 def pool_tokens(*args: Any, **kwargs: Any) -> torch.Tensor:

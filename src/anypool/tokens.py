@@ -49,6 +49,11 @@ class TokenCall:
     result: np.dtype[Any]
     single: bool  # a list of arrays or a batch gives a row for each; one sequence gives one vector
 
+    @property
+    def results(self) -> tuple[int, int]:
+        """The shape of what a backend writes: a row for each output, the terms side by side."""
+        return len(self.runs.bounds) - 1, self.matrix.dim * len(self.terms)
+
 
 def runs_of(matrix: Matrix, *, mask: Any = None, lengths: Any = None, side: Any = "right", offsets: Any = None,
             segment_ids: Any = None, num_segments: Any = None, spans: Any = None,
@@ -128,9 +133,7 @@ def backend_of(call: TokenCall) -> Any:
 
 def run_call(call: TokenCall, winners: Sequence[Array | None] | None = None, into: Any = None) -> Array:
     """Return the results, ``(outputs, dim * terms)``, in a new array or in what is given."""
-    y: Array = into
-    if into is None:
-        y = memory.empty((len(call.runs.bounds) - 1, call.matrix.dim * len(call.terms)), call.result)
+    y: Array = memory.empty(call.results, call.result) if into is None else into
     backend_of(call).reduce(call.matrix, call.runs, call.terms, call.weights, call.empty, y,
                           winners or [None] * len(call.terms))  # fmt: skip
     return y

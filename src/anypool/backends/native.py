@@ -5,6 +5,7 @@ This module turns a `Pass` and the strides of its arrays into the plain numbers 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +36,6 @@ _DTYPES = (
     "float64",
 )
 _NUMBER = {name: i for i, name in enumerate(_DTYPES)} | {"bool": 0}
-_number_of: dict[Any, int] = {}
 _CODES = {None: 0, "uint8": 1, "uint16": 2, "int32": 3, "int64": 4, "index": 5}
 _MERGES = ("max", "min", "sum", "scaled_sum")
 _LIFTS = ("none", "absolute", "power", "signed_power", "exp", "over_divisor", "over_power", "over_exp")
@@ -50,12 +50,10 @@ _TRUE = np.asarray(True)
 _NO_AXIS = Sliding(1, 1, 1, 1, 1)
 
 
+@functools.cache  # NumPy puts a name together anew each time, in 4 µs
 def number_of(dtype: Any) -> int:
-    """Return what the kernels call a dtype. (Kept: NumPy puts a name together anew each time, in 4 µs.)"""
-    number = _number_of.get(dtype)
-    if number is None:
-        number = _number_of[dtype] = _NUMBER[dtype.name]
-    return number
+    """Return what the kernels call a dtype."""
+    return _NUMBER[dtype.name]
 
 
 class Native:
@@ -233,15 +231,15 @@ def _compile(job: Pass, x: Array, y: Array, codes: Array | None, aux: Array | No
     divisor = job.divisor
     code = None if codes is None else "index" if job.codes == "index" else codes.dtype.name
     choices = [
-        _NUMBER[x.dtype.name],
+        number_of(x.dtype),
         _NUMBER[_lane(job, x.dtype, coded=code is not None, backward=backward)],
-        _NUMBER[y.dtype.name],
+        number_of(y.dtype),
         _CODES[code],
         _MERGES.index(job.merge),
         _LIFTS.index(job.lift),
         _FINISHES.index(job.finish),
         0 if divisor is None else 2 if divisor.constant is not None else _RULES.index(divisor.rule),
-        _NUMBER[x.dtype.name if aux is None else aux.dtype.name],
+        number_of(x.dtype if aux is None else aux.dtype),
     ]
     constant = 1.0 if divisor is None or divisor.constant is None else divisor.constant
     forward = job.windows if divisor is None else divisor.windows

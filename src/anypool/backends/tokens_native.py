@@ -43,7 +43,7 @@ def reason_against(matrix: Matrix, runs: Runs) -> str | None:
 
 def sum_dtype(x: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype in which tokens are added, and in which gradients come to the kernels."""
-    return _DOUBLE if x.itemsize == 8 else _SINGLE
+    return _DOUBLE if x.kind == "f" and x.itemsize == 8 else _SINGLE
 
 
 def _at(array: Array | None) -> int:
