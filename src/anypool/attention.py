@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from anypool import memory
+from anypool import _native, memory
 from anypool.arguments import array_argument, gradient_argument, number_argument, shown
-from anypool.backends import asked_for, tokens_native, tokens_reference
+from anypool.backends import tokens_native, tokens_reference
 from anypool.reductions import is_float
 from anypool.runs import Runs
 from anypool.token_gradients import split_like
 from anypool.token_matrix import Matrix, matrix_at, matrix_of
 from anypool.token_reductions import TOKEN_REDUCTIONS, Term, result_dtype
-from anypool.tokens import TokenCall, empty_value, holds_tensors, run_call, runs_of, tensors
+from anypool.tokens import (
+    Seen,
+    TokenCall,
+    empty_value,
+    holds_tensors,
+    key_of,
+    natively,
+    recipes,
+    remember,
+    run_call,
+    runs_of,
+    tensors,
+)
 
 Array = npt.NDArray[Any]
 _SUM = (Term(TOKEN_REDUCTIONS["sum"]),)
@@ -64,11 +76,15 @@ def attention_call(x: Any, query: Any, *, values: Any = None, scale: Any = None,
                 f"values must have a row for each token of x and its dtype {matrix.dtype}, "
                 f"got {other.where} {other.dtype} ({where})"
             )
+    return AttentionCall(matrix, other, values is not None, runs_of(matrix, **layout), _scaled(asked, matrix, factor),
+                         factor, asked.ndim == 1, empty_value(empty, where),
+                         result_dtype(_SUM, matrix.dtype, dtype, where))  # fmt: skip
+
+
+def _scaled(query: Array, matrix: Matrix, factor: float) -> Array:
     wide = tokens_native.sum_dtype(matrix.dtype)
     with np.errstate(all="ignore"):
-        scaled = np.ascontiguousarray(np.atleast_2d(asked).astype(wide) * wide.type(factor))
-    return AttentionCall(matrix, other, values is not None, runs_of(matrix, **layout), scaled, factor, asked.ndim == 1,
-                         empty_value(empty, where), result_dtype(_SUM, matrix.dtype, dtype, where))  # fmt: skip
+        return np.ascontiguousarray(np.atleast_2d(query).astype(wide) * wide.type(factor))
 
 
 def _scale(scale: Any, dim: int, where: str) -> float:
@@ -80,19 +96,32 @@ def _scale(scale: Any, dim: int, where: str) -> float:
     return factor
 
 
-def _natively(call: AttentionCall) -> bool:
-    reason = tokens_native.reason_against(call.matrix, call.runs)
-    wanted = asked_for()
-    if wanted == "native" and reason is not None:
-        raise NotImplementedError(f"the native backend cannot run this: {reason}")
-    return reason is None and wanted != "reference"
+class AttentionRecipe(NamedTuple):
+    """As `anypool.tokens.Recipe`, for calls without values of their own."""
+
+    seen: Seen
+    first: AttentionCall
+
+    def call(self, address: int, query: Array, value: Any) -> AttentionCall:
+        """Return the call of the tokens at an address."""
+        matrix = self.first.matrix.at(address)
+        return replace(self.first, matrix=matrix, values=matrix, runs=self.seen.runs(value),
+                       query=_scaled(query, matrix, self.first.scale))  # fmt: skip
 
 
-def attend(call: AttentionCall, dtype: np.dtype[Any] | None = None, logsumexp: Array | None = None) -> Array:
-    """Return the pooled values, ``(outputs, heads, value dim)``."""
+def remember_attention(key: Hashable, call: AttentionCall, kind: str, options: Mapping[str, Any]) -> None:
+    """Keep what a call has found out, but for its data."""
+    matrix = call.matrix.at(0)
+    first = replace(call, matrix=matrix, values=matrix, query=call.query[:0])
+    remember(key, lambda: AttentionRecipe(Seen(matrix, kind, options), first), matrix, call.runs)
+
+
+def attend(call: AttentionCall, dtype: np.dtype[Any] | None = None, logsumexp: Array | None = None,
+           into: Any = None) -> Array:  # fmt: skip
+    """Return the pooled values, ``(outputs, heads, value dim)``, in a new array or in what is given."""
     shape = (len(call.runs.bounds) - 1, len(call.query), call.values.dim)
-    y = memory.empty(shape, dtype or call.result)
-    module: Any = tokens_native if _natively(call) else tokens_reference
+    y: Array = memory.empty(shape, dtype or call.result) if into is None else into
+    module: Any = tokens_native if natively(call.matrix, call.runs) else tokens_reference
     module.attend(call.matrix, call.values, call.runs, call.query, call.empty, y, logsumexp)
     return y
 
@@ -147,7 +176,16 @@ def attention_pool(x: Any, query: Any, *, values: Any = None, scale: float | Non
 
 
 def _arrays(x: Any, query: Any, **kwargs: Any) -> Array:
+    key: Hashable = None
+    if type(x) is np.ndarray and x.flags.aligned and type(query) is np.ndarray and kwargs["values"] is None:
+        key, kind = key_of(x, x.strides, kwargs, query.shape, kwargs["scale"])
+        recipe = recipes.get((key, query.dtype))
+        if recipe is not None:
+            call: AttentionCall = recipe.call(_native.data_pointer(x), query, kwargs.get(kind))
+            return shaped(call, attend(call))
     call = attention_call(x, query, **kwargs)
+    if key is not None and call.matrix.kept is x:
+        remember_attention((key, query.dtype), call, kind, kwargs)
     return shaped(call, attend(call))
 
 
@@ -167,7 +205,7 @@ def attention_gradient(call: AttentionCall, exact: Array, total: Array, grad: Ar
     g = np.ascontiguousarray(grad.reshape(exact.shape), wide)
     with np.errstate(invalid="ignore"):  # rows without a token
         known = np.stack([total, np.einsum("shv,shv->sh", exact.astype(np.float64), g.astype(np.float64))], axis=-1)
-    if not _natively(call):
+    if not natively(call.matrix, call.runs):
         found = tokens_reference.attend_gradient(
             call.matrix, call.values, call.runs, call.query, g, known, out, out_values
         )

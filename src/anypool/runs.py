@@ -94,6 +94,12 @@ def _integers(name: str, value: Any, where: str) -> Ints:
     return array.astype(np.int64)  # a copy: a pullback uses them again, and the caller may write into theirs
 
 
+def _first(where: npt.NDArray[np.bool_]) -> int | None:
+    """Return the first place of a true element, if there is one."""
+    at = int(where.argmax()) if where.size else 0
+    return at if where.size and where[at] else None
+
+
 def _one_each(shape: tuple[int, ...], part: Ints, start: Ints, count: Ints) -> Runs:
     return Runs(shape, part, start, count, np.arange(len(part) + 1, dtype=np.int64), one_each=True)
 
@@ -141,9 +147,9 @@ def from_lengths(lengths: Any, side: Any, leading: tuple[int, ...], length: int,
     if given.shape != leading:
         raise ValueError(f"lengths must have shape {leading}, one for each sequence, got {given.shape} ({where})")
     flat = given.reshape(-1)
-    if flat.size and not (flat.min() >= 0 and flat.max() <= length):
-        wrong = flat[(flat < 0) | (flat > length)][0]
-        raise ValueError(f"lengths must be in [0, {length}], got {wrong} ({where})")
+    i = _first((flat < 0) | (flat > length))
+    if i is not None:
+        raise ValueError(f"lengths must be in [0, {length}], got {flat[i]} ({where})")
     return _one_each(leading, _parts(len(flat)), np.zeros_like(flat) if side == "right" else length - flat, flat)
 
 
@@ -154,9 +160,8 @@ def from_offsets(offsets: Any, rows: int, where: str) -> Runs:
         raise ValueError(f"offsets must be one-dimensional and begin with 0, got shape {given.shape} ({where})")
     if given[0] != 0:
         raise ValueError(f"offsets must begin with 0, got {given[0]} ({where})")
-    falls = given[1:] < given[:-1]  # compared: a difference may be beyond 64 bits
-    if falls.any():
-        i = int(np.flatnonzero(falls)[0])
+    i = _first(given[1:] < given[:-1])  # compared: a difference may be beyond 64 bits
+    if i is not None:
         raise ValueError(f"offsets must not fall, got {given[i]} before {given[i + 1]} at {i} ({where})")
     if given[-1] != rows:
         raise ValueError(
@@ -173,9 +178,8 @@ def from_segment_ids(ids: Any, rows: int, n_segments: Any, where: str) -> Runs:
         raise ValueError(f"segment_ids must have shape {(rows,)}, one for each row, got {given.shape} ({where})")
     if given.size and given.min() < 0:
         raise ValueError(f"segment_ids must be >= 0, got {given.min()} ({where})")
-    falls = np.flatnonzero(given[1:] < given[:-1])
-    if falls.size:
-        i = int(falls[0])
+    i = _first(given[1:] < given[:-1])
+    if i is not None:
         raise ValueError(
             f"segment_ids must be sorted, got {given[i]} before {given[i + 1]} at {i}: sort x by them first ({where})"
         )
@@ -199,10 +203,10 @@ def from_spans(spans: Any, leading: tuple[int, ...], length: int, where: str) ->
         raise ValueError(f"spans must have shape {wanted}, got {given.shape} ({where})")
     flat = given.reshape(-1, 2)
     start, stop = np.ascontiguousarray(flat[:, 0]), flat[:, 1]
-    wrong = np.flatnonzero((start < 0) | (stop < start) | (stop > length))
-    if wrong.size:
-        a, b = flat[wrong[0]]
-        raise ValueError(f"spans must have 0 <= start <= stop <= {length}, got ({a}, {b}) at {wrong[0]} ({where})")
+    i = _first((start < 0) | (stop < start) | (stop > length))
+    if i is not None:
+        a, b = flat[i]
+        raise ValueError(f"spans must have 0 <= start <= stop <= {length}, got ({a}, {b}) at {i} ({where})")
     n = given.shape[-2]
     part = np.repeat(_parts(math.prod(leading)), n)
     return _one_each((*leading, n), part, start, stop - start)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,10 @@ class Matrix:
         """The number of each part's first row, all rows counted through."""
         first: Ints = np.cumsum(self.rows) - self.rows
         return first
+
+    def at(self, address: int) -> Matrix:
+        """Return the matrix of other data that lie alike."""
+        return replace(self, address=address, kept=None)
 
     @property
     def n_rows(self) -> int:

@@ -8,7 +8,7 @@ gradients, have `anypool.token_operations`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,14 @@ from torch.overrides import has_torch_function_unary
 
 from anypool import _native
 from anypool.arguments import is_sequence, number_argument, shown
-from anypool.attention import attend_known, attention_call, attention_gradient
+from anypool.attention import (
+    AttentionCall,
+    attend,
+    attend_known,
+    attention_call,
+    attention_gradient,
+    remember_attention,
+)
 from anypool.backends import asked_for, tokens_native
 from anypool.limits import require
 from anypool.tensors import plain
@@ -27,13 +34,24 @@ from anypool.tensors.spec import NUMPY
 from anypool.token_gradients import Known, run_known, weights_gradient, write_gradient
 from anypool.token_matrix import Matrix, check_shape, matrix_at, matrix_of
 from anypool.token_reductions import names_of, terms_of
-from anypool.tokens import LAYOUTS, TokenCall, backend_of, call_of, run_call
+from anypool.tokens import (
+    LAYOUTS,
+    TokenCall,
+    backend_of,
+    call_of,
+    key_of,
+    recipe_of,
+    recipes,
+    remember,
+    run_call,
+)
 from anypool.windows import size_argument
 
 _LARGEST = 2**62  # segments: more are refused in the operators
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _forward_mode = torch.autograd.forward_ad
 _functorch: Any = torch._C._functorch
+_transformed: Any = torch._C._are_functorch_transforms_active
 
 
 class Memory:
@@ -51,7 +69,7 @@ class Memory:
 
 def _composed(x: torch.Tensor) -> bool:
     """Whether x is to be pooled in torch operations: on another device, transformed, or with a tangent."""
-    transformed = torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
+    transformed = _transformed() and not torch.compiler.is_compiling()
     return plain.elsewhere(x) or transformed or _forward_mode._current_level >= 0
 
 
@@ -78,7 +96,8 @@ def natively() -> bool:
 def _array(t: torch.Tensor | None) -> Any:
     if t is None:
         return None
-    t = t.detach().cpu()
+    if t.requires_grad or t.device.type != "cpu":
+        t = t.detach().cpu()
     return (t.float() if t.dtype == torch.bfloat16 else t).numpy()
 
 
@@ -92,7 +111,7 @@ def _numbers(t: torch.Tensor | None, x: torch.Tensor) -> Any:
 
 def _known(name: str, t: torch.Tensor | None) -> Any:
     """The values of what says which tokens count, whatever transforms the tokens."""
-    if t is None or not torch._C._are_functorch_transforms_active():
+    if t is None or not _transformed():
         return _array(t)
     while _functorch.is_gradtrackingtensor(t):
         t = _functorch.get_unwrapped(t)
@@ -156,14 +175,21 @@ def _call(x: Any, reduction: str, layout: str, where: Any, side: str, segments: 
                    **_layout(layout, where, side, segments, prefix, prefixes))  # fmt: skip
 
 
+def _empty(shape: tuple[int, ...], x: torch.Tensor) -> torch.Tensor:
+    """Return memory for a result; where it does not fit PyTorch would be killed as it is written."""
+    require(math.prod(shape) * x.element_size(), f"a result of shape {shape}", f"x: {tuple(x.shape)}")
+    return torch.empty(shape, dtype=x.dtype)
+
+
 def _reduce(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-    call = _call(x, *rest)
+    return _reduce_call(x, _call(x, *rest))
+
+
+def _reduce_call(x: torch.Tensor, call: TokenCall) -> torch.Tensor:
     if x.element_size() > 2 or backend_of(call) is not tokens_native:
         y = torch.from_numpy(run_call(call)).to(x.dtype)
     else:  # halves, rounded as they are written
-        shape = call.results
-        require(math.prod(shape) * x.element_size(), f"a result of shape {shape}", call.matrix.where)
-        y = torch.empty(shape, dtype=x.dtype)
+        y = _empty(call.results, x)
         run_call(call, into=Memory(y))
     return y.view(*call.runs.shape, y.shape[1])
 
@@ -505,16 +531,41 @@ def call_of_tensors(*args: Any, **kwargs: Any) -> TokenCall:
     return replace(_call(*found), result=NUMPY[found[0].dtype])
 
 
-def pool_tokens(*args: Any, **kwargs: Any) -> torch.Tensor:
+def _unwatched(x: Any) -> bool:
+    """Whether x is a tensor that is no more than its memory, and nobody follows what is done with it."""
+    if torch.compiler.is_compiling() or not isinstance(x, torch.Tensor) or _watched(x):
+        return False
+    return not ((x.requires_grad and torch.is_grad_enabled()) or _forward_mode._current_level >= 0 or _transformed())
+
+
+def _key_of(x: torch.Tensor, kwargs: dict[str, Any], *what: Any) -> tuple[Hashable, str]:
+    """As `anypool.tokens.key_of`; what says which tokens count must be a tensor as plain as x."""
+    key, kind = key_of(x, x.stride(), kwargs, *what)
+    where = kwargs.get(kind)
+    return (key, kind) if where is None or (type(where) is torch.Tensor and plain.is_plain(where)) else (None, "")
+
+
+def pool_tokens(x: Any, reduction: Any, **kwargs: Any) -> torch.Tensor:
     """As `anypool.pool_tokens`, for tensors."""
-    found = _arguments(*args, **kwargs)
+    key: Hashable = None
+    if kwargs["weights"] is None and _unwatched(x):
+        key, kind = _key_of(x, kwargs, reduction, kwargs["norm_type"], kwargs["r"], kwargs["eps"])
+        recipe = recipes.get(key)
+        if recipe is not None:
+            runs = recipe.seen.runs(_array(kwargs.get(kind)))
+            y = _empty((*runs.shape, recipe.width), x)
+            tokens_native.run(recipe.native, address_of(x), y.data_ptr(), runs)
+            return y
+    found = _arguments(x, reduction, **kwargs)
     x, w = found[0], found[_WEIGHTS]
     if _composed(x):
         return token_operations().pool(x, _call(*found), w)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and (x.requires_grad or (w is not None and w.requires_grad)):
         return torch.ops.anypool_tokens.reduce_known(*found)[0]  # type: ignore[no-any-return]
-    if not torch.compiler.is_compiling() and not _watched(x):
-        return _reduce(*found)  # without the dispatcher
+    if not torch.compiler.is_compiling() and not _watched(x):  # without the dispatcher
+        call = _call(*found)
+        remember(key, lambda: recipe_of(call, NUMPY[x.dtype], kind, kwargs), call.matrix, call.runs)
+        return _reduce_call(x, call)
     return torch.ops.anypool_tokens.reduce(*found)  # type: ignore[no-any-return]
 
 
@@ -522,6 +573,13 @@ def attention_pool(
     x: Any, query: Any, *, values: Any, scale: Any, empty: Any, dtype: Any, **layout: Any
 ) -> torch.Tensor:
     """As `anypool.attention_pool`, for tensors."""
+    key: Hashable = None
+    options = layout | {"empty": empty, "dtype": dtype}
+    if values is None and _unwatched(x) and _unwatched(query):
+        key, kind = _key_of(x, options, tuple(query.shape), scale)
+        recipe = recipes.get((key, query.dtype))
+        if recipe is not None:
+            return _attended(x, recipe.call(address_of(x), _array(query), _array(options.get(kind))))
     if values is not None:
         values = _unnested(values, layout, "values")[0]
     x, layout = _unnested(x, layout)
@@ -535,7 +593,18 @@ def attention_pool(
     found = (x, asked, values, *_given(x, layout), factor, number_argument("empty", empty, at))
     if _composed(x):
         return token_operations().attend(x, asked, values, _attention_call(*found))  # type: ignore[no-any-return]
+    if key is not None and natively():  # without the dispatcher
+        call = _attention_call(*found)
+        remember_attention((key, asked.dtype), call, kind, options)
+        return _attended(x, call)
     return torch.ops.anypool_tokens.attend(*found)[0]  # type: ignore[no-any-return]
+
+
+def _attended(x: torch.Tensor, call: AttentionCall) -> torch.Tensor:
+    heads = () if call.single else (len(call.query),)
+    y = _empty((*call.runs.shape, *heads, call.matrix.dim), x)
+    attend(call, into=Memory(y))
+    return y
 
 
 def other_device(x: Any) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import marshal
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from anypool import memory
+from anypool import _native, memory
 from anypool import runs as geometry
 from anypool.arguments import number_argument, shown
 from anypool.backends import asked_for, tokens_native, tokens_reference
@@ -23,6 +24,7 @@ from anypool.token_reductions import Term, result_dtype, terms_of
 Array = npt.NDArray[Any]
 
 LAYOUTS = ("mask", "lengths", "offsets", "segment_ids", "spans")
+_OPTIONS = ("side", "num_segments", "exclude_prefix", "empty", "norm_type", "r", "eps")
 
 
 def holds_tensors(x: Any) -> bool:
@@ -30,11 +32,17 @@ def holds_tensors(x: Any) -> bool:
     return is_tensor(x[0] if isinstance(x, (list, tuple)) and x else x)
 
 
+_tensors: Any = None
+
+
 def tensors() -> Any:
     """Return the module that pools tensors."""
-    from anypool import token_tensors
+    global _tensors
+    if _tensors is None:
+        from anypool import token_tensors
 
-    return token_tensors
+        _tensors = token_tensors
+    return _tensors
 
 
 @dataclass(frozen=True)
@@ -72,29 +80,33 @@ def runs_of(matrix: Matrix, *, mask: Any = None, lengths: Any = None, side: Any 
         raise ValueError(
             f"side goes with lengths: a mask says itself where the padding is, got side={shown(side)} ({where})"
         )
-    kind = given[0] if given else None
-    if isinstance(matrix.kept, list) and kind is not None:
+    kind = given[0] if given else ""
+    if isinstance(matrix.kept, list) and kind:
         raise ValueError(f"{kind} is for one array; of a list of arrays every token counts ({where})")
     length = int(matrix.rows[0]) if len(matrix.rows) else 0
     if kind in ("offsets", "segment_ids") and leading:
         raise ValueError(f"{kind} is for packed rows: x must have 2 dimensions, got {len(leading) + 2} ({where})")
     if kind in ("mask", "lengths") and len(matrix.rows) == 0:
         length = np.shape(mask)[-1] if kind == "mask" and np.ndim(mask) else 0
-    if kind == "mask":
-        found = geometry.from_mask(mask, leading, length, where)
-    elif kind == "lengths":
-        found = geometry.from_lengths(lengths, side, leading, length, where)
-    elif kind == "offsets":
-        found = geometry.from_offsets(offsets, length, where)
-    elif kind == "segment_ids":
-        found = geometry.from_segment_ids(segment_ids, length, num_segments, where)
-    elif kind == "spans":
-        if exclude_prefix is not None:
-            raise ValueError(f"exclude_prefix does not go with spans, which say themselves where they begin ({where})")
-        found = geometry.from_spans(spans, leading, length, where)
-    else:
-        found = geometry.whole(leading, matrix.rows)
+    if kind == "spans" and exclude_prefix is not None:
+        raise ValueError(f"exclude_prefix does not go with spans, which say themselves where they begin ({where})")
+    found = _runs_from(kind, values.get(kind), matrix, length, side, num_segments)
     return found.without_prefix(exclude_prefix, where)
+
+
+def _runs_from(kind: str, value: Any, matrix: Matrix, length: int, side: Any, num_segments: Any) -> Runs:
+    where, leading = matrix.where, matrix.leading
+    if kind == "mask":
+        return geometry.from_mask(value, leading, length, where)
+    if kind == "lengths":
+        return geometry.from_lengths(value, side, leading, length, where)
+    if kind == "offsets":
+        return geometry.from_offsets(value, length, where)
+    if kind == "segment_ids":
+        return geometry.from_segment_ids(value, length, num_segments, where)
+    if kind == "spans":
+        return geometry.from_spans(value, leading, length, where)
+    return geometry.whole(leading, matrix.rows)
 
 
 def empty_value(empty: Any, where: str) -> float:
@@ -122,13 +134,18 @@ def call_of(x: Any, reduction: Any, *, mask: Any = None, lengths: Any = None, si
     return TokenCall(matrix, runs, terms, given, value, result, single=not runs.shape)
 
 
-def backend_of(call: TokenCall) -> Any:
-    """Return the module that runs this; a backend chosen by name never falls back."""
-    reason = tokens_native.reason_against(call.matrix, call.runs)
+def natively(matrix: Matrix, runs: Runs) -> bool:
+    """Return whether kernels run this; a backend chosen by name never falls back."""
+    reason = tokens_native.reason_against(matrix, runs)
     wanted = asked_for()
     if wanted == "native" and reason is not None:
         raise NotImplementedError(f"the native backend cannot run this: {reason}")
-    return tokens_reference if wanted == "reference" or reason is not None else tokens_native
+    return reason is None and wanted != "reference"
+
+
+def backend_of(call: TokenCall) -> Any:
+    """Return the module that runs this."""
+    return tokens_native if natively(call.matrix, call.runs) else tokens_reference
 
 
 def run_call(call: TokenCall, winners: Sequence[Array | None] | None = None, into: Any = None) -> Array:
@@ -137,6 +154,64 @@ def run_call(call: TokenCall, winners: Sequence[Array | None] | None = None, int
     backend_of(call).reduce(call.matrix, call.runs, call.terms, call.weights, call.empty, y,
                           winners or [None] * len(call.terms))  # fmt: skip
     return y
+
+
+class Seen:
+    """How the rows that outputs see follow from what is given to say so; all but that is checked."""
+
+    __slots__ = ("kind", "length", "matrix", "prefix", "segments", "side")
+
+    def __init__(self, matrix: Matrix, kind: str, options: Mapping[str, Any]) -> None:
+        self.matrix, self.kind, self.length = matrix.at(0), kind, int(matrix.rows[0])
+        self.side, self.segments, self.prefix = options["side"], options["num_segments"], options["exclude_prefix"]
+
+    def runs(self, value: Any) -> Runs:
+        """Return the rows that each output sees."""
+        runs = _runs_from(self.kind, value, self.matrix, self.length, self.side, self.segments)
+        return runs if self.prefix is None else runs.without_prefix(self.prefix, self.matrix.where)
+
+
+class Recipe(NamedTuple):
+    """What calls that differ in their data alone have in common: it is checked once, and looked up from then on.
+
+    A call is short beside the model that made the tokens, but that has put all else out of the caches: each function
+    that need not run again saves as much as ten do where they are at hand.
+    """
+
+    seen: Seen
+    native: Any
+    width: int
+    dtype: np.dtype[Any]
+
+
+recipes: dict[Hashable, Any] = {}
+
+
+def key_of(x: Any, strides: Sequence[int], options: Mapping[str, Any], *what: Any) -> tuple[Hashable, str]:
+    """Return the key of all calls that differ from this one in their data alone, and the layout that is given, or "".
+
+    The key is None if something has to be looked at each time: a dtype, numbers of NumPy's, an array, several prefixes.
+    """
+    given = [name for name in LAYOUTS if options[name] is not None]
+    prefix = options["exclude_prefix"]
+    if len(given) > 1 or options["dtype"] is not None or not (prefix is None or type(prefix) is int):
+        return None, ""
+    try:
+        # Bytes tell 1, 1.0 and True apart, which are equal as keys; version 2 has no references to equal objects.
+        rest = marshal.dumps((what, given, options["side"], options["num_segments"], prefix,
+                              options["empty"]), 2)  # fmt: skip
+    except ValueError:
+        return None, ""
+    return (x.dtype, x.shape, strides, rest, asked_for()), given[0] if given else ""
+
+
+def remember(key: Hashable, make: Callable[[], Any], matrix: Matrix, runs: Runs) -> None:
+    """Keep what a call has found out, if a kernel runs it and no other data can change that."""
+    if key is None or not len(matrix.rows) or int(matrix.rows.max()) >= 2**31 or not natively(matrix, runs):
+        return
+    if len(recipes) >= 1024:
+        recipes.clear()
+    recipes[key] = make()
 
 
 def pool_tokens(x: Any, reduction: str | Sequence[str], *, mask: Any = None, lengths: Any = None, side: str = "right",
@@ -205,8 +280,25 @@ def pool_tokens(x: Any, reduction: str | Sequence[str], *, mask: Any = None, len
                norm_type=norm_type, r=r, eps=eps, dtype=dtype)  # fmt: skip
 
 
+def recipe_of(call: TokenCall, result: np.dtype[Any], kind: str, options: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a call that has been checked."""
+    native = tokens_native.recipe(call.matrix, call.terms, call.empty, result)
+    return Recipe(Seen(call.matrix, kind, options), native, call.results[1], result)
+
+
 def _arrays(x: Any, reduction: Any, **kwargs: Any) -> Array:
+    key: Hashable = None
+    if type(x) is np.ndarray and x.flags.aligned and kwargs["weights"] is None:
+        key, kind = key_of(x, x.strides, kwargs, reduction, kwargs["norm_type"], kwargs["r"], kwargs["eps"])
+        recipe = recipes.get(key)
+        if recipe is not None:
+            runs = recipe.seen.runs(kwargs.get(kind))
+            y: Array = memory.empty((*runs.shape, recipe.width), recipe.dtype)
+            tokens_native.run(recipe.native, _native.data_pointer(x), y, runs)
+            return y
     call = call_of(x, reduction, **kwargs)
+    if key is not None and call.matrix.kept is x:
+        remember(key, lambda: recipe_of(call, call.result, kind, kwargs), call.matrix, call.runs)
     y = run_call(call)
     return y.reshape(*call.runs.shape, y.shape[1])
 

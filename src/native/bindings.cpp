@@ -44,15 +44,6 @@ void read_strides(const Numbers& v, int n_outer, i64* outer, i64* inner) {
   for (int a = 0; a < 4; ++a) inner[a] = v.at(n_outer + a);
 }
 
-// Where an ndarray's elements are: the first field behind the object's header, as NumPy's C interface lays it down
-// (PyArrayObject_fields). Asking for it in Python takes 0.5 us, and DLPack knows no bfloat16 of NumPy. An int is the
-// address itself: that of a tensor's elements, which PyTorch tells in 0.05 us.
-void* data_of(nb::handle array) {
-  if (array.is_none()) return nullptr;
-  if (PyLong_Check(array.ptr())) return PyLong_AsVoidPtr(array.ptr());
-  return *reinterpret_cast<void**>(reinterpret_cast<char*>(array.ptr()) + sizeof(PyObject));
-}
-
 }  // namespace
 
 NB_MODULE(_native, m) {

@@ -23,15 +23,24 @@ T* pointer(i64 address) {
 void expect(const Numbers& v, size_t n) {
   if (v.size() != n) throw nb::value_error("not a plan");
 }
-// outputs, then the addresses of bounds, offset, count, flat, tokens.
-Runs read_runs(const Numbers& v) {
-  expect(v, 6);
-  return {v[0],
-          pointer<const i64>(v[1]),
-          pointer<const i64>(v[2]),
-          pointer<const i64>(v[3]),
-          pointer<const i64>(v[4]),
-          pointer<const i64>(v[5])};
+template <class T>
+T* elements(nb::handle array) {
+  return static_cast<T*>(data_of(array));
+}
+// outputs, then bounds, part, start, count: ndarrays of int64 without gaps.
+using RunsGiven = std::tuple<i64, nb::handle, nb::handle, nb::handle, nb::handle>;
+PartRuns read_runs(const RunsGiven& v) {
+  return {std::get<0>(v), elements<const i64>(std::get<1>(v)), elements<const i64>(std::get<2>(v)),
+          elements<const i64>(std::get<3>(v)), elements<const i64>(std::get<4>(v))};
+}
+// How many parts, then base and first: likewise.
+using PartsGiven = std::tuple<i64, nb::handle, nb::handle>;
+Parts read_parts(const PartsGiven& v) {
+  const auto read = [&](nb::handle array) {
+    const i64* p = elements<const i64>(array);
+    return std::vector<i64>(p, p + std::get<0>(v));
+  };
+  return {read(std::get<1>(v)), read(std::get<2>(v))};
 }
 DType dtype(i64 number) { return static_cast<DType>(number); }
 
@@ -42,35 +51,44 @@ using Result = std::tuple<int, int, i64>;
 // give, p, eps, a, b, a_row, b_row, by, winners
 using Gift = std::tuple<int, double, double, i64, i64, i64, i64, i64, i64>;
 
-void tokens(const Numbers& shape, const Numbers& runs, const Numbers& arrays, double empty,
-            const std::vector<Term>& terms, const std::vector<Result>& results) {
-  expect(shape, 6), expect(arrays, 4);
+void make_recipe(TokenRecipe* self, const Numbers& shape, const PartsGiven& parts, double empty,
+                 const std::vector<Term>& terms, const std::vector<Result>& results) {
+  expect(shape, 6);
   if (terms.size() > kMaxTerms || results.size() > kMaxTerms) throw nb::value_error("not a plan");
   TokenPlan p{};
   p.in = dtype(shape[0]), p.out = dtype(shape[1]);
   p.dim = shape[2], p.row = shape[3], p.col = shape[4], p.y_row = shape[5];
-  p.runs = read_runs(runs);
-  p.x = pointer<void>(arrays[0]), p.y = pointer<void>(arrays[1]);
-  p.weights = pointer<const double>(arrays[2]), p.skipped = pointer<const i64>(arrays[3]);
   p.empty = empty;
   for (const auto& [keep, power, eps, winners] : terms)
     p.term[p.n_terms++] = {static_cast<Keep>(keep), power, eps, pointer<int32_t>(winners)};
   for (const auto& [finish, term, column] : results)
     p.result[p.n_results++] = {static_cast<TokenFinish>(finish), term, column};
+  new (self) TokenRecipe{p, read_parts(parts)};
+}
+void run_recipe(const TokenRecipe& self, nb::handle x, nb::handle y, const RunsGiven& given, nb::handle weights,
+                nb::handle skipped) {
+  const PartRuns runs = read_runs(given);
+  const void* tokens = data_of(x);
+  void* result = data_of(y);
+  const double* by = elements<const double>(weights);
+  const i64* before = elements<const i64>(skipped);
   nb::gil_scoped_release release;
-  run_tokens(p);
+  self.run(tokens, result, runs, by, before);
 }
 
-void attention(const Numbers& shape, const Numbers& runs, const Numbers& arrays, double empty) {
-  expect(shape, 9), expect(arrays, 8);
+void attention(const Numbers& shape, const PartsGiven& parts, const PartsGiven& value_parts, const RunsGiven& given,
+               const Numbers& arrays, double empty) {
+  expect(shape, 9), expect(arrays, 7);
   AttentionPlan p{};
   p.in = dtype(shape[0]), p.out = dtype(shape[1]);
   p.dim = shape[2], p.row = shape[3], p.col = shape[4];
   p.value_dim = shape[5], p.value_row = shape[6], p.value_col = shape[7], p.heads = shape[8];
-  p.runs = read_runs(runs);
-  p.x = pointer<void>(arrays[0]), p.values = pointer<void>(arrays[1]), p.value_offset = pointer<const i64>(arrays[2]);
-  p.query = pointer<void>(arrays[3]), p.y = pointer<void>(arrays[4]), p.logsumexp = pointer<double>(arrays[5]);
-  p.grad = pointer<void>(arrays[6]), p.known = pointer<const double>(arrays[7]);
+  const PartRuns runs = read_runs(given);
+  const RowRuns rows(runs, read_parts(parts), p.row), values(runs, read_parts(value_parts), p.value_row);
+  p.runs = rows.get(runs), p.value_offset = values.offset();
+  p.x = pointer<void>(arrays[0]), p.values = pointer<void>(arrays[1]);
+  p.query = pointer<void>(arrays[2]), p.y = pointer<void>(arrays[3]), p.logsumexp = pointer<double>(arrays[4]);
+  p.grad = pointer<void>(arrays[5]), p.known = pointer<const double>(arrays[6]);
   p.empty = empty;
   nb::gil_scoped_release release;
   run_attention(p);
@@ -110,11 +128,13 @@ void gradient(const Numbers& shape, const Numbers& runs, const Numbers& arrays, 
   run_token_gradient(p);
 }
 
-void dots(const Numbers& shape, const Numbers& runs, const Numbers& arrays) {
+void dots(const Numbers& shape, const PartsGiven& parts, const RunsGiven& given, const Numbers& arrays) {
   expect(shape, 4), expect(arrays, 5);
   DotPlan p{};
   p.in = dtype(shape[0]), p.dim = shape[1], p.row = shape[2], p.col = shape[3];
-  p.runs = read_runs(runs);
+  const PartRuns runs = read_runs(given);
+  const RowRuns rows(runs, read_parts(parts), p.row);
+  p.runs = rows.get(runs);
   p.x = pointer<void>(arrays[0]), p.a = pointer<void>(arrays[1]), p.b = pointer<void>(arrays[2]);
   p.m = pointer<void>(arrays[3]), p.y = pointer<double>(arrays[4]);
   nb::gil_scoped_release release;
@@ -124,8 +144,11 @@ void dots(const Numbers& shape, const Numbers& runs, const Numbers& arrays) {
 }  // namespace
 
 void bind_tokens(nb::module_& m) {
-  m.def("tokens", &tokens, "shape"_a, "runs"_a, "arrays"_a, "empty"_a, "terms"_a, "results"_a);
-  m.def("token_attention", &attention, "shape"_a, "runs"_a, "arrays"_a, "empty"_a);
+  nb::class_<TokenRecipe>(m, "TokenRecipe")
+      .def("__init__", &make_recipe, "shape"_a, "parts"_a, "empty"_a, "terms"_a, "results"_a)
+      .def("run", &run_recipe, "x"_a, "y"_a, "runs"_a, "weights"_a = nb::none(), "skipped"_a = nb::none(),
+           "Run on ndarrays, or the addresses of elements, that lie as those the recipe was made for.");
+  m.def("token_attention", &attention, "shape"_a, "parts"_a, "value_parts"_a, "runs"_a, "arrays"_a, "empty"_a);
   m.def("token_gradient", &gradient, "shape"_a, "runs"_a, "arrays"_a, "around_cache"_a, "terms"_a, "attention"_a);
-  m.def("token_dots", &dots, "shape"_a, "runs"_a, "arrays"_a);
+  m.def("token_dots", &dots, "shape"_a, "parts"_a, "runs"_a, "arrays"_a);
 }

@@ -105,6 +105,25 @@ i64 bytes_read(const Runs& runs, i64 dim, DType type) {
 
 }  // namespace
 
+RowRuns::RowRuns(const PartRuns& runs, const Parts& parts, i64 row) : tokens_(size_t(runs.outputs), 0) {
+  const i64 n = runs.bounds[runs.outputs];
+  offset_.reserve(size_t(n)), flat_.reserve(size_t(n));
+  for (i64 r = 0; r < n; ++r) {
+    offset_.push_back(parts.base[runs.part[r]] + runs.start[r] * row);
+    flat_.push_back(parts.first[runs.part[r]] + runs.start[r]);
+  }
+  for (i64 o = 0; o < runs.outputs; ++o)
+    for (i64 r = runs.bounds[o]; r < runs.bounds[o + 1]; ++r) tokens_[o] += runs.count[r];
+}
+
+void TokenRecipe::run(const void* x, void* y, const PartRuns& runs, const double* weights, const i64* skipped) const {
+  const RowRuns rows(runs, parts, plan.row);
+  TokenPlan p = plan;
+  p.x = x, p.y = y, p.weights = weights, p.skipped = skipped;
+  p.runs = rows.get(runs);
+  run_tokens(p);
+}
+
 void run_tokens(const TokenPlan& plan) {
   const TokenKernels& k = kernels();
   // A term's rows of sums stay in the L1 cache: rows wider than this are cut.

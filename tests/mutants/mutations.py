@@ -96,7 +96,7 @@ MUTATIONS = (
     Mutation("True is a size", WINDOWS, "not isinstance(value, (bool, np.bool_))", "True", ARGUMENTS),
     Mutation("windows behind the data may be empty", WINDOWS, "before = max(1, min(", "before = max(0, min(",
              REGRESSIONS),
-    Mutation("offsets may wrap around", RUNS, "given[1:] < given[:-1]  # compared", "np.diff(given) < 0  # compared",
+    Mutation("offsets may wrap around", RUNS, "given[1:] < given[:-1])  # compared", "np.diff(given) < 0)  # compared",
              REGRESSIONS),
     Mutation("indices take no memory", OPERATION, "each = codes + (", "each = (", ("tests/test_limits.py",)),
     Mutation("a mask is ignored", "anypool/arguments.py", "isinstance(value, np.ma.MaskedArray)", "False",

@@ -55,14 +55,39 @@ def _at(array: Array | None) -> int:
     return address
 
 
-class _Plan:
-    """Runs as addresses; keeps alive what they point at."""
+def _parts(matrix: Matrix) -> tuple[int, Ints, Ints]:
+    return len(matrix.rows), matrix.base, matrix.first
 
-    def __init__(self, matrix: Matrix, runs: Runs) -> None:
-        arrays = [runs.bounds, matrix.offsets(runs), runs.count, matrix.numbers(runs), runs.tokens]
-        self.kept = [np.ascontiguousarray(a, np.int64) for a in arrays]
-        self.runs = [len(runs.bounds) - 1, *(_at(a) for a in self.kept)]
-        self.x = [number_of(matrix.dtype), matrix.dim, matrix.row, matrix.col]
+
+def _runs(runs: Runs) -> tuple[int, Ints, Ints, Ints, Ints]:
+    return len(runs.bounds) - 1, runs.bounds, runs.part, runs.start, runs.count
+
+
+def recipe(matrix: Matrix, terms: Sequence[Term], empty: float, result: np.dtype[Any],
+           winners: Sequence[Array | None] = (), y_row: int | None = None) -> Any:  # fmt: skip
+    """Return what calls on data that lie like this have in common; results are ``y_row`` elements apart."""
+    kept: dict[tuple[Any, ...], int] = {}
+    rows: list[tuple[int, float, float, int]] = []
+    results = []
+    for i, term in enumerate(terms):
+        reduction, won = term.reduction, _at(winners[i]) if winners else 0
+        at = 0
+        if reduction.keep is not None:
+            key = (reduction.keep, term.p, term.eps, won)  # sums that several results need are kept once
+            if key not in kept:
+                kept[key] = len(rows)
+                rows.append((_KEEPS.index(reduction.keep), term.p, term.eps, won))
+            at = kept[key]
+        results.append((_FINISHES.index(reduction.finish), at, i * matrix.dim))
+    width = matrix.dim * len(terms) if y_row is None else y_row
+    shape = [number_of(matrix.dtype), number_of(result), matrix.dim, matrix.row, matrix.col, width]
+    return _native.TokenRecipe(shape, _parts(matrix), empty, rows, results)
+
+
+def run(made: Any, x: int, y: Any, runs: Runs, weights: Array | None = None) -> None:
+    """Run a recipe on the tokens at an address, into an array or an address."""
+    skipped = None if runs.skipped is None else np.ascontiguousarray(runs.skipped, np.int64)
+    made.run(x, y, _runs(runs), weights, skipped)
 
 
 def reduce(matrix: Matrix, runs: Runs, terms: Sequence[Term], weights: Array | None, empty: float, y: Array,
@@ -71,25 +96,8 @@ def reduce(matrix: Matrix, runs: Runs, terms: Sequence[Term], weights: Array | N
 
     ``y`` is ``(outputs, dim * terms)``; winners are an int32 array ``(outputs, dim)`` for each term, or None.
     """
-    plan = _Plan(matrix, runs)
-    kept: dict[tuple[Any, ...], int] = {}
-    rows: list[tuple[int, float, float, int]] = []
-    results = []
-    for i, (term, won) in enumerate(zip(terms, winners, strict=True)):
-        reduction, column = term.reduction, i * matrix.dim
-        at = 0
-        if reduction.keep is not None:
-            key = (reduction.keep, term.p, term.eps, _at(won))  # sums that several results need are kept once
-            if key not in kept:
-                kept[key] = len(rows)
-                rows.append((_KEEPS.index(reduction.keep), term.p, term.eps, _at(won)))
-            at = kept[key]
-        results.append((_FINISHES.index(reduction.finish), at, column))
-    skipped = None if runs.skipped is None else np.ascontiguousarray(runs.skipped, np.int64)
-    number, dim, row, col = plan.x
-    shape = [number, number_of(y.dtype), dim, row, col, y.strides[0] // y.itemsize if len(y) > 1 else y.shape[-1]]
-    arrays = [matrix.address, _at(y), _at(weights), _at(skipped)]
-    _native.tokens(shape, plan.runs, arrays, empty, rows, results)
+    apart = y.strides[0] // y.itemsize if len(y) > 1 else y.shape[-1]
+    run(recipe(matrix, terms, empty, y.dtype, winners, apart), matrix.address, _at(y), runs, weights)
 
 
 class Gradients:
@@ -160,18 +168,15 @@ def _blocks(flat: Ints, count: Ints, rows: int) -> tuple[Ints, Ints]:
 def attend(matrix: Matrix, values: Matrix, runs: Runs, query: Array, empty: float, y: Array, logsumexp: Array | None,
            grad: Array | None = None, known: Array | None = None) -> None:  # fmt: skip
     """Write attention pooling ``(outputs, heads, value dim)``; with ``grad``, each output's gradient of the query."""
-    plan = _Plan(matrix, runs)
-    value_offsets = np.ascontiguousarray(values.offsets(runs), np.int64)
-    number, dim, row, col = plan.x
-    shape = [number, number_of(y.dtype), dim, row, col, values.dim, values.row, values.col, len(query)]
-    arrays = [matrix.address, values.address, _at(value_offsets), _at(query), _at(y), _at(logsumexp), _at(grad),
-              _at(known)]  # fmt: skip
-    _native.token_attention(shape, plan.runs, arrays, empty)
+    shape = [number_of(matrix.dtype), number_of(y.dtype), matrix.dim, matrix.row, matrix.col, values.dim, values.row,
+             values.col, len(query)]  # fmt: skip
+    arrays = [matrix.address, values.address, *(_at(a) for a in (query, y, logsumexp, grad, known))]
+    _native.token_attention(shape, _parts(matrix), _parts(values), _runs(runs), arrays, empty)
 
 
 def dots(matrix: Matrix, runs: Runs, a: Array, b: Array | None, m: Array | None) -> Array:
     """Return ``Σ_c a (x - m) + b (x - m)²`` for every token of every run, run after run."""
-    plan = _Plan(matrix, runs)
     y = np.empty(int(runs.tokens.sum()))
-    _native.token_dots(plan.x, plan.runs, [matrix.address, *(_at(v) for v in (a, b, m)), _at(y)])
+    shape = [number_of(matrix.dtype), matrix.dim, matrix.row, matrix.col]
+    _native.token_dots(shape, _parts(matrix), _runs(runs), [matrix.address, *(_at(v) for v in (a, b, m, y))])
     return y
