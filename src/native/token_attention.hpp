@@ -46,17 +46,18 @@ class Attention {
     if (separate_) values_.seek(output, first);
   }
 
-  void chunk(char* state, i64 n, i64) {
+  void chunk(char* state, i64 n, i64, Left left) {
     keys_.next(n);
     if (separate_) values_.next(n);
     const Reader<T>& values = separate_ ? values_ : keys_;
     for (i64 h = 0; h < p_.heads; ++h) {
       const A* query = static_cast<const A*>(p_.query) + h * p_.dim;
-      Vec<double, kChunk> score = {};
-      for (i64 i = 0; i < n; ++i) score[i] = dot<A>(keys_.row[i], query, p_.dim);
+      Vec<double, kChunk> score = products(keys_, query, p_.dim, n);
+      keys_.ahead = false;  // that has fetched what comes next
       const Head to = head(state, h);
       if (p_.grad) {
-        query_gradient(to, values, h, n, score);
+        const auto ds = score_gradient(score, values, h, n);
+        weighted_sum(to.sum, keys_, n, ds, Before(*this, left, h));
         continue;
       }
       double top = score[0];
@@ -65,23 +66,16 @@ class Attention {
       double total = weight[0];
       for (i64 i = 1; i < n; ++i) total += weight[i];
       *to.top = top, *to.total = total;
-      add_rows(to.sum, values, n, p_.value_dim, weight);
+      weighted_sum(to.sum, values, n, weight, Before(*this, left, h, to));
     }
   }
 
   void merge(const char* left, char* right) {
+    char* const state[] = {const_cast<char*>(left)};
     for (i64 h = 0; h < p_.heads; ++h) {
-      const Head l = head(const_cast<char*>(left), h), r = head(right, h);
-      if (p_.grad) {
-        for (i64 c = 0; c < width_; ++c) r.sum[c] = l.sum[c] + r.sum[c];
-        continue;
-      }
-      const double top = max_of<double>(*l.top, *r.top);
-      const double a = exp_below<1>(*l.top, top), b = exp_below<1>(*r.top, top);
-      *r.top = top;
-      *r.total = *l.total * a + *r.total * b;
-      const A fa = A(a), fb = A(b);
-      for (i64 c = 0; c < width_; ++c) r.sum[c] = l.sum[c] * fa + r.sum[c] * fb;
+      const Head to = head(right, h);
+      const Before before = p_.grad ? Before(*this, {state, 1}, h) : Before(*this, {state, 1}, h, to);
+      over_columns<A>(0, width_, [&](i64 c, auto k) { put(to.sum + c, before(at(to.sum + c, k), c, k)); });
     }
   }
 
@@ -92,39 +86,65 @@ class Attention {
       const i64 at = output * p_.heads + h;
       char* y = element(p_.y, p_.out, at * width_);
       if (!state) {
-        for (i64 c = 0; c < width_; ++c) {
-          const A none = A(p_.grad ? 0.0 : p_.empty);
-          store_row(p_.out, element(y, p_.out, c), &none, 1);
-        }
+        write_row(p_.out, y, width_, [none = A(p_.grad ? 0.0 : p_.empty)](i64) { return none; });
         if (p_.logsumexp) p_.logsumexp[at] = -__builtin_inf();
         continue;
       }
       const Head s = head(state, h);
-      if (!p_.grad) {
-        const A total = A(*s.total);
-        for (i64 c = 0; c < width_; ++c) s.sum[c] /= total;
-      }
-      store_row(p_.out, y, s.sum, width_);
+      const A total = A(p_.grad ? 1.0 : *s.total);
+      write_row(p_.out, y, width_, [sum = s.sum, total](i64 c) { return sum[c] / total; });
       if (p_.logsumexp) p_.logsumexp[at] = *s.top + log(*s.total);
     }
   }
 
  private:
-  void add_rows(A* sum, const Reader<T>& rows, i64 n, i64 width, Vec<double, kChunk> weight) {
-    for (i64 i = 0; i < n; ++i) {
-      const A w = A(weight[i]);
-      if (i == 0)
-        over_row<A>(rows.row[i], width, [&](i64 c, auto v, auto) { put(sum + c, v * w); });
-      else
-        over_row<A>(rows.row[i], width, [&](i64 c, auto v, auto k) { put(sum + c, at(sum + c, k) + v * w); });
+  // The sums on the left of a chunk's, and what each of the two is multiplied by before they are added.
+  class Before {
+    const A* sum_[64];
+    A left_[64], right_[64];
+    int n_;
+
+   public:
+    Before(const Attention& a, Left left, i64 h) : n_(left.n) {
+      for (int i = 0; i < n_; ++i) sum_[i] = a.head(left.state[i], h).sum, left_[i] = right_[i] = 1;
     }
+    // Of exponentials below a maximum: the largest of all becomes that of `to`.
+    Before(const Attention& a, Left left, i64 h, Head to) : Before(a, left, h) {
+      for (int i = 0; i < n_; ++i) {
+        const Head l = a.head(left.state[i], h);
+        const double top = max_of<double>(*l.top, *to.top);
+        const double by_left = exp_below<1>(*l.top, top), by = exp_below<1>(*to.top, top);
+        *to.top = top, *to.total = *l.total * by_left + *to.total * by;
+        left_[i] = A(by_left), right_[i] = A(by);
+      }
+    }
+    template <class V, class K>
+    ANYPOOL_INLINE V operator()(V s, i64 c, K k) const {
+      for (int i = 0; i < n_; ++i) s = at(sum_[i] + c, k) * left_[i] + s * right_[i];
+      return s;
+    }
+  };
+  void weighted_sum(A* sum, const Reader<T>& rows, i64 n, Vec<double, kChunk> weight, const Before& before) {
+    A w[kChunk];
+    for (i64 i = 0; i < n; ++i) w[i] = A(weight[i]);
+    merge_rows(
+        sum, rows, n, width_, [&](auto v, auto, i64 i) { return v * w[i]; }, [](auto l, auto r) { return l + r; },
+        before);
   }
-  void query_gradient(const Head& to, const Reader<T>& values, i64 h, i64 n, Vec<double, kChunk> score) {
+  static Vec<double, kChunk> products(const Reader<T>& rows, const A* q, i64 dim, i64 n) {
+    constexpr int kAtOnce = 4;
+    A y[kChunk];
+    i64 i = 0;
+    for (; i + kAtOnce <= n; i += kAtOnce) dots<kAtOnce>(rows.row + i, rows.behind(i + kAtOnce), q, dim, y + i);
+    for (; i < n; ++i) dots<1>(rows.row + i, rows.behind(i + 1), q, dim, y + i);
+    Vec<double, kChunk> found = {};
+    for (i = 0; i < n; ++i) found[i] = y[i];
+    return found;
+  }
+  Vec<double, kChunk> score_gradient(Vec<double, kChunk> score, const Reader<T>& values, i64 h, i64 n) const {
     const i64 at = output_ * p_.heads + h;
-    const A* g = static_cast<const A*>(p_.grad) + at * p_.value_dim;
-    auto ds = exp_below<kChunk>(score, Vec<double, kChunk>{} + p_.known[2 * at]);
-    for (i64 i = 0; i < n; ++i) ds[i] *= double(dot<A>(values.row[i], g, p_.value_dim)) - p_.known[2 * at + 1];
-    add_rows(to.sum, keys_, n, p_.dim, ds);
+    const auto g = products(values, static_cast<const A*>(p_.grad) + at * p_.value_dim, p_.value_dim, n);
+    return exp_below<kChunk>(score, Vec<double, kChunk>{} + p_.known[2 * at]) * (g - p_.known[2 * at + 1]);
   }
 };
 

@@ -91,17 +91,32 @@ struct Min {
     return (r < l) | (r != r);
   }
 };
+// (v, w), a value and where it was, with (x, by) on its right.
 template <class Better, class A, int L>
-ANYPOOL_INLINE void select(A* a, int32_t* w, Vec<A, L> v, Vec<int32_t, L> by, Width<L> width) {
-  const Vec<A, L> old = at(a, width);
-  const auto wins = Better::wins(old, v);
-  put(a, Vec<A, L>(wins ? v : old));
+ANYPOOL_INLINE void select(Vec<A, L>& v, Vec<int32_t, L>& w, Vec<A, L> x, Vec<int32_t, L> by) {
+  const auto wins = Better::wins(v, x);
+  v = wins ? x : v;
   if constexpr (L == 1) {
-    if (wins) *w = by;
+    if (wins) w = by;
   } else {
     const Vec<int32_t, L> mask = __builtin_convertvector(wins, Vec<int32_t, L>);
-    put(w, Vec<int32_t, L>((mask & by) | (~mask & at(w, width))));
+    w = (mask & by) | (~mask & w);
   }
+}
+// Means and sums of squared distances to them, with those on their left; see Parting.
+template <class V>
+ANYPOOL_INLINE void join_moments(V& mean, V& squares, V left_mean, V left_squares, double share, double between) {
+  const V apart = mean - left_mean;
+  mean = left_mean + apart * share;
+  squares = left_squares + squares + apart * apart * between;
+}
+// A maximum and the sum of exponentials below it, with those on their left.
+template <int L>
+ANYPOOL_INLINE void join_exponentials(Vec<double, L>& top, Vec<double, L>& sum, Vec<double, L> left_top,
+                                      Vec<double, L> left_sum) {
+  const auto common = Max::best(left_top, top);
+  sum = left_sum * exp_below<L>(left_top, common) + sum * exp_below<L>(top, common);
+  top = common;
 }
 
 template <class T>
@@ -113,9 +128,6 @@ class Reducer {
   Reader<T> reader_;
   double* line_;  // a row to work in
   bool reads_ = false;
-  // Rows that follow one another in memory are fetched four rows ahead while the first term reads them: of rows read side
-  // by side the processor's own prefetchers see no stream.
-  i64 row_ahead_, ahead_ = 0;
 
  public:
   const i64 state_bytes;
@@ -129,7 +141,6 @@ class Reducer {
         state_bytes(state_bytes_of(p, width, sizeof(A))) {
     line_ = arena_.take_array<double>(width);
     reads_ = p.n_terms > 0;
-    row_ahead_ = p.row == width && p.col == 1 ? 4 * width : 0;
   }
   Arena& arena() { return arena_; }
 
@@ -138,20 +149,24 @@ class Reducer {
     skipped_ = p_.skipped ? p_.skipped[output] : 0;
   }
 
-  void chunk(char* state, i64 n, i64 ordinal) {
+  void chunk(char* state, i64 n, i64 ordinal, Left left) {
     reader_.next(n);
+    i64 at = 0;
     for (int t = 0; t < p_.n_terms; ++t) {
       const TokenTerm& term = p_.term[t];
-      ahead_ = t == 0 ? row_ahead_ : 0;
-      chunk_of(term, kept<A>(state, n_), n, ordinal);
-      state += kept_bytes(term, n_, sizeof(A));
+      Kept<A> before[64];
+      for (int k = 0; k < left.n; ++k) before[k] = kept<A>(left.state[k] + at, n_);
+      chunk_of(term, kept<A>(state + at, n_), n, ordinal, {before, left.n});
+      reader_.ahead = false;  // the first term has fetched everything
+      at += kept_bytes(term, n_, sizeof(A));
     }
   }
 
   void merge(const char* left, char* right) {
     for (int t = 0; t < p_.n_terms; ++t) {
       const TokenTerm& term = p_.term[t];
-      merge_of(term, kept<A>(const_cast<char*>(left), n_), kept<A>(right, n_));
+      const Kept<A> before = kept<A>(const_cast<char*>(left), n_);
+      merge_of(term, kept<A>(right, n_), {&before, 1});
       const i64 bytes = kept_bytes(term, n_, sizeof(A));
       left += bytes, right += bytes;
     }
@@ -165,15 +180,13 @@ class Reducer {
       const TokenResult& r = p_.result[i];
       char* y = element(p_.y, p_.out, output * p_.y_row + r.column + column_);
       if (n == 0) {
-        for (i64 c = 0; c < n_; ++c) line_[c] = p_.empty;
-        store_row(p_.out, y, line_, n_);
+        write_row(p_.out, y, n_, [&](i64) { return p_.empty; });
         continue;
       }
       if (r.finish >= TokenFinish::first) {
         reader_.seek(output, r.finish == TokenFinish::first ? 0 : n - 1);
         reader_.next(1);
-        over_row<double>(reader_.row[0], n_, [&](i64 c, auto v, auto) { put(line_ + c, v); });
-        store_row(p_.out, y, line_, n_);
+        write_row(p_.out, y, n_, [row = reader_.row[0]](i64 c) { return A(widen(row[c])); });
         continue;
       }
       char* at_term = state;
@@ -195,34 +208,45 @@ class Reducer {
  private:
   i64 skipped_ = 0;
 
-  // a = the rows merged one after the other; four are taken at a time, so that `a` is read and written less often.
+  // What is on the left of a chunk, from the nearest on. It is merged in the same walk over the columns as the tokens: each
+  // walk more is a time in which nothing is read from memory.
+  struct Before {
+    const Kept<A>* kept;
+    int n;
+  };
+  template <class V, class M>
+  static auto with(Before before, V* Kept<A>::* row, M merge) {
+    return [=](auto s, i64 c, auto k) {
+      for (int i = 0; i < before.n; ++i) s = merge(at(before.kept[i].*row + c, k), s);
+      return s;
+    };
+  }
   template <class V, class Lift, class M>
-  void merge_rows(V* a, i64 n, Lift&& lift, M&& merge) {
-    over_row<V>(reader_.row[0], n_, [&](i64 c, auto v, auto k) { put(a + c, lift(v, k, 0)); }, ahead_);
-    i64 i = 1;
-    for (; i + 4 <= n; i += 4) {
-      over_four_rows<V>(reader_.row + i, n_, ahead_ ? reader_.row[i + 3] + n_ : nullptr,
-                        [&](i64 c, auto v0, auto v1, auto v2, auto v3, auto k) {
-                          auto s = merge(at(a + c, k), lift(v0, k, i));
-                          s = merge(s, lift(v1, k, i + 1));
-                          s = merge(s, lift(v2, k, i + 2));
-                          put(a + c, merge(s, lift(v3, k, i + 3)));
-                        });
-    }
-    for (; i < n; ++i)
-      over_row<V>(
-          reader_.row[i], n_, [&](i64 c, auto v, auto k) { put(a + c, merge(at(a + c, k), lift(v, k, i))); }, ahead_);
+  void merge_tokens(Kept<A> s, V* Kept<A>::* row, i64 n, Before before, Lift&& lift, M&& merge) {
+    merge_rows(s.*row, reader_, n, n_, lift, merge, with(before, row, merge));
+  }
+  // The same of a state that is there already.
+  template <class V, class M>
+  void merge_states(Kept<A> s, V* Kept<A>::* row, Before before, M&& merge) {
+    const auto end = with(before, row, merge);
+    over_columns<V>(0, n_, [&](i64 c, auto k) { put(s.*row + c, end(at(s.*row + c, k), c, k)); });
+  }
+  static void add_weights(Kept<A> s, Before before) {
+    for (int i = 0; i < before.n; ++i) *s.weight = *before.kept[i].weight + *s.weight;
   }
   static constexpr auto kAdd = [](auto l, auto r) { return l + r; };
   static constexpr auto kAsIs = [](auto v, auto, i64) { return v; };
   template <class W>
-  void add_rows(A* a, i64 n, W&& weight) {
+  void add_tokens(Kept<A> s, i64 n, Before before, W&& weight) {
     A w[kChunk];
     for (i64 i = 0; i < n; ++i) w[i] = A(weight(i));
-    merge_rows(a, n, [&](auto v, auto, i64 i) { return v * w[i]; }, kAdd);
+    merge_tokens(s, &Kept<A>::a, n, before, [&](auto v, auto, i64 i) { return v * w[i]; }, kAdd);
   }
+
+  template <class Better>
+  static constexpr auto kBest = [](auto l, auto r) { return Better::best(l, r); };
   template <class Better, bool Magnitude>
-  void select_rows(Kept<A> s, bool winners, i64 n, i64 ordinal) {
+  void select_tokens(Kept<A> s, bool winners, i64 n, i64 ordinal, Before before) {
     const auto lifted = [](auto v, auto k) {
       constexpr int L = decltype(k)::n;
       if constexpr (Magnitude)
@@ -231,90 +255,145 @@ class Reducer {
         return v;
     };
     if (!winners)
-      return merge_rows(
-          s.a, n, [&](auto v, auto k, i64) { return lifted(v, k); }, [](auto l, auto r) { return Better::best(l, r); });
-    over_row<A>(reader_.row[0], n_, [&](i64 c, auto v, auto k) { put(s.a + c, lifted(v, k)); });
-    for (i64 c = 0; c < n_; ++c) s.winner[c] = int32_t(ordinal);
-    for (i64 i = 1; i < n; ++i)
-      over_row<A>(
-          reader_.row[i], n_,
-          [&](i64 c, auto v, auto k) {
-            constexpr int L = decltype(k)::n;
-            select<Better, A, L>(s.a + c, s.winner + c, lifted(v, k), Vec<int32_t, L>{} + int32_t(ordinal + i), k);
-          },
-          ahead_);
+      return merge_tokens(s, &Kept<A>::a, n, before, [&](auto v, auto k, i64) { return lifted(v, k); }, kBest<Better>);
+    const T* next = n == kChunk ? reader_.behind(n) : nullptr;
+    over_columns<A>(0, n_, [&](i64 c, auto k) {
+      constexpr int L = decltype(k)::n;
+      if constexpr (L > 1) fetch<kChunk, L>(next, c);
+      const auto token = [&](i64 i) { return lifted(load_as<T, A, L>(reader_.row[i] + c), k); };
+      const auto place = [&](i64 i) { return Vec<int32_t, L>{} + int32_t(ordinal + i); };
+      Vec<A, L> v = token(0);
+      Vec<int32_t, L> w = place(0);
+      for (i64 i = 1; i < n; ++i) select<Better, A, L>(v, w, token(i), place(i));
+      put_winners<Better, L>(s, c, v, w, before);
+    });
+  }
+  template <class Better, int L>
+  void put_winners(Kept<A> s, i64 c, Vec<A, L> v, Vec<int32_t, L> w, Before before) {
+    for (int i = 0; i < before.n; ++i) {
+      Vec<A, L> left = at(before.kept[i].a + c, Width<L>{});
+      Vec<int32_t, L> where = at(before.kept[i].winner + c, Width<L>{});
+      select<Better, A, L>(left, where, v, w);
+      v = left, w = where;
+    }
+    put(s.a + c, v);
+    put(s.winner + c, w);
+  }
+  template <class Better>
+  void select_states(Kept<A> s, bool winners, Before before) {
+    if (!winners) return merge_states(s, &Kept<A>::a, before, kBest<Better>);
+    over_columns<A>(0, n_, [&](i64 c, auto k) {
+      put_winners<Better, decltype(k)::n>(s, c, at(s.a + c, k), at(s.winner + c, k), before);
+    });
+  }
+
+  // By how much a mean moves towards that of what is on the left, and what the squares gain of their distance.
+  struct Parting {
+    double share[64], between[64];
+    int n;
+    // Adds the weights up as well.
+    Parting(double* weight, Before before) : n(before.n) {
+      for (int i = 0; i < n; ++i) {
+        const double left = *before.kept[i].weight, total = left + *weight;
+        share[i] = total == 0 ? 0 : *weight / total;
+        between[i] = left * share[i];
+        *weight = total;
+      }
+    }
+  };
+  template <int L>
+  void put_moments(Kept<A> s, i64 c, Vec<double, L> mean, Vec<double, L> squares, Before before, const Parting& by) {
+    for (int i = 0; i < before.n; ++i) {
+      const Kept<A>& left = before.kept[i];
+      join_moments(mean, squares, at(left.b + c, Width<L>{}), at(left.c + c, Width<L>{}), by.share[i], by.between[i]);
+    }
+    put(s.b + c, mean);
+    put(s.c + c, squares);
   }
   // Mean and sum of squared distances of a chunk, from sums of distances to its first token: of no more than kChunk
-  // distances one is at least as large as that to the mean, so the subtraction below loses few bits. Column by column, in
-  // registers; the rows are in the cache, as the chunk before fetched them.
+  // distances one is at least as large as that to the mean, so the subtraction below loses few bits.
   template <bool Weighted, class W>
-  void moment_rows(Kept<A> s, i64 n, W&& weight) {
+  void moments_of_tokens(Kept<A> s, i64 n, Before before, W&& weight) {
     A w[kChunk];
     for (i64 i = 0; i < n; ++i) w[i] = A(weight(i));
     const double by = *s.weight == 0 ? 0 : 1 / *s.weight;
-    const T* const* rows = reader_.row;
-    const T* next = ahead_ ? rows[n - 1] + n_ : nullptr;
-    const auto column = [&](i64 c, auto k) {
+    const Parting parting(s.weight, before);
+    const T* next = n == kChunk ? reader_.behind(n) : nullptr;
+    over_columns<A>(0, n_, [&](i64 c, auto k) {
       constexpr int L = decltype(k)::n;
-      const Vec<A, L> origin = load_as<T, A, L>(rows[0] + c);
+      if constexpr (L > 1) fetch<kChunk, L>(next, c);
+      const Vec<A, L> origin = load_as<T, A, L>(reader_.row[0] + c);
       Vec<A, L> first{}, second = origin - origin;  // 0, but for NaN and infinities, also where they are alone
       for (i64 i = 1; i < n; ++i) {
-        const Vec<A, L> d = load_as<T, A, L>(rows[i] + c) - origin;
+        const Vec<A, L> d = load_as<T, A, L>(reader_.row[i] + c) - origin;
         const Vec<A, L> wd = Weighted ? d * w[i] : d;
         first = first + wd;
         second = second + wd * d;
       }
       const auto sum = doubles<A, L>(first), shift = sum * by;
-      put(s.b + c, doubles<A, L>(origin) + shift);
-      put(s.c + c, doubles<A, L>(second) - sum * shift);
-    };
-    constexpr int L = kLanes<A>;
-    i64 c = 0;
-    for (; c + L <= n_; c += L) {
-      if (next)
-        for (i64 i = 0; i < n * L; i += 64 / i64(sizeof(T))) __builtin_prefetch(next + n * c + i);
-      column(c, Width<L>{});
-    }
-    for (; c < n_; ++c) column(c, Width<1>{});
+      put_moments<L>(s, c, doubles<A, L>(origin) + shift, doubles<A, L>(second) - sum * shift, before, parting);
+    });
   }
-  void power_rows(const TokenTerm& t, double* b, i64 n) {
+  void moments_of_states(Kept<A> s, Before before) {
+    const Parting parting(s.weight, before);
+    over_columns<double>(0, n_, [&](i64 c, auto k) {
+      put_moments<decltype(k)::n>(s, c, at(s.b + c, k), at(s.c + c, k), before, parting);
+    });
+  }
+
+  void powers_of_tokens(const TokenTerm& t, Kept<A> s, i64 n, Before before) {
     const double eps = t.eps, p = t.p;
     const bool clamp = t.keep == Keep::clamped;
-    const auto base = [=](auto v, auto k, i64) {
+    const auto base = [=](auto v, auto k) {
       constexpr int L = decltype(k)::n;
       using V = Vec<double, L>;
       return V(clamp ? (v < eps ? V{} + eps : v) : magnitude<double, L>(v));
     };
-    if (p == 1) return merge_rows(b, n, base, kAdd);
-    if (p == 2) return merge_rows(b, n, [=](auto v, auto k, i64) { return base(v, k, 0) * base(v, k, 0); }, kAdd);
-    if (p == 3)
-      return merge_rows(b, n, [=](auto v, auto k, i64) { return base(v, k, 0) * base(v, k, 0) * base(v, k, 0); }, kAdd);
-    const auto raise = [=](auto v, auto k, i64) {
+    const auto add = [&](auto&& raise) {
+      merge_tokens(s, &Kept<A>::b, n, before, [&](auto v, auto k, i64) { return raise(base(v, k), k); }, kAdd);
+    };
+    if (p == 1) return add([](auto u, auto) { return u; });
+    if (p == 2) return add([](auto u, auto) { return u * u; });
+    if (p == 3) return add([](auto u, auto) { return u * u * u; });
+    add([=](auto u, auto k) {
       constexpr int L = decltype(k)::n;
-      auto u = base(v, k, 0);
       if constexpr (L == 1)
         u = pow(u, p);
       else
         for (int i = 0; i < L; ++i) u[i] = pow(u[i], p);
       return u;
-    };
-    merge_rows(b, n, raise, kAdd);
-  }
-  void exponential_rows(Kept<A> s, i64 n, double r) {
-    for (i64 i = 0; i < n; ++i)
-      over_row<double>(reader_.row[i], n_, [&](i64 c, auto v, auto k) {
-        const auto scaled = v * r;
-        put(s.b + c, i ? Max::best(at(s.b + c, k), scaled) : scaled);
-      });
-    for (i64 i = 0; i < n; ++i)
-      over_row<double>(reader_.row[i], n_, [&](i64 c, auto v, auto k) {
-        constexpr int L = decltype(k)::n;
-        const auto e = exp_below<L>(v * r, at(s.b + c, k));
-        put(s.c + c, i ? at(s.c + c, k) + e : e);
-      });
+    });
   }
 
-  void chunk_of(const TokenTerm& t, Kept<A> s, i64 n, i64 ordinal) {
+  template <int L>
+  void put_exponentials(Kept<A> s, i64 c, Vec<double, L> top, Vec<double, L> sum, Before before) {
+    for (int i = 0; i < before.n; ++i) {
+      const Kept<A>& left = before.kept[i];
+      join_exponentials<L>(top, sum, at(left.b + c, Width<L>{}), at(left.c + c, Width<L>{}));
+    }
+    put(s.b + c, top);
+    put(s.c + c, sum);
+  }
+  void exponentials_of_tokens(Kept<A> s, i64 n, Before before, double r) {
+    over_columns<double>(0, n_, [&](i64 c, auto k) {
+      constexpr int L = decltype(k)::n;
+      using V = Vec<double, L>;
+      V scaled[kChunk], top;
+      for (i64 i = 0; i < n; ++i) {
+        scaled[i] = load_as<T, double, L>(reader_.row[i] + c) * r;
+        top = i ? V(Max::best(top, scaled[i])) : scaled[i];
+      }
+      V sum = exp_below<L>(scaled[0], top);
+      for (i64 i = 1; i < n; ++i) sum = sum + exp_below<L>(scaled[i], top);
+      put_exponentials<L>(s, c, top, sum, before);
+    });
+  }
+  void exponentials_of_states(Kept<A> s, Before before) {
+    over_columns<double>(
+        0, n_, [&](i64 c, auto k) { put_exponentials<decltype(k)::n>(s, c, at(s.b + c, k), at(s.c + c, k), before); });
+  }
+
+  void chunk_of(const TokenTerm& t, Kept<A> s, i64 n, i64 ordinal, Before before) {
     const auto weight = [&](i64 i) { return p_.weights[reader_.flat[i]]; };
     const auto total = [&] {
       double sum = weight(0);
@@ -322,100 +401,62 @@ class Reducer {
       return sum;
     };
     switch (t.keep) {
-      case Keep::sum: return merge_rows(s.a, n, kAsIs, kAdd);
-      case Keep::positions: return add_rows(s.a, n, [&](i64 i) { return double(skipped_ + ordinal + i + 1); });
-      case Keep::weighted: *s.weight = total(); return add_rows(s.a, n, weight);
-      case Keep::max: return select_rows<Max, false>(s, t.winners, n, ordinal);
-      case Keep::min: return select_rows<Min, false>(s, t.winners, n, ordinal);
-      case Keep::largest: return select_rows<Max, true>(s, t.winners, n, ordinal);
-      case Keep::moments: *s.weight = double(n); return moment_rows<false>(s, n, [](i64) { return 1.0; });
-      case Keep::weighted_moments: *s.weight = total(); return moment_rows<true>(s, n, weight);
+      case Keep::sum: return merge_tokens(s, &Kept<A>::a, n, before, kAsIs, kAdd);
+      case Keep::positions: return add_tokens(s, n, before, [&](i64 i) { return double(skipped_ + ordinal + i + 1); });
+      case Keep::weighted: *s.weight = total(), add_weights(s, before); return add_tokens(s, n, before, weight);
+      case Keep::max: return select_tokens<Max, false>(s, t.winners, n, ordinal, before);
+      case Keep::min: return select_tokens<Min, false>(s, t.winners, n, ordinal, before);
+      case Keep::largest: return select_tokens<Max, true>(s, t.winners, n, ordinal, before);
+      case Keep::moments: *s.weight = double(n); return moments_of_tokens<false>(s, n, before, [](i64) { return 1.0; });
+      case Keep::weighted_moments: *s.weight = total(); return moments_of_tokens<true>(s, n, before, weight);
       case Keep::power:
-      case Keep::clamped: return power_rows(t, s.b, n);
-      case Keep::exponentials: return exponential_rows(s, n, t.p);
+      case Keep::clamped: return powers_of_tokens(t, s, n, before);
+      case Keep::exponentials: return exponentials_of_tokens(s, n, before, t.p);
     }
   }
 
-  void merge_of(const TokenTerm& t, Kept<A> l, Kept<A> r) {
-    const auto add = [&](auto* a, const auto* b) {
-      for (i64 c = 0; c < n_; ++c) a[c] = b[c] + a[c];
-    };
+  void merge_of(const TokenTerm& t, Kept<A> s, Before before) {
     switch (t.keep) {
-      case Keep::weighted: *r.weight = *l.weight + *r.weight; [[fallthrough]];
+      case Keep::weighted: add_weights(s, before); [[fallthrough]];
       case Keep::sum:
-      case Keep::positions: return add(r.a, l.a);
+      case Keep::positions: return merge_states(s, &Kept<A>::a, before, kAdd);
       case Keep::max:
-      case Keep::largest: return t.winners ? pick<Max>(l, r) : best<Max>(l, r);
-      case Keep::min: return t.winners ? pick<Min>(l, r) : best<Min>(l, r);
+      case Keep::largest: return select_states<Max>(s, t.winners, before);
+      case Keep::min: return select_states<Min>(s, t.winners, before);
       case Keep::moments:
-      case Keep::weighted_moments: return merge_moments(l, r);
+      case Keep::weighted_moments: return moments_of_states(s, before);
       case Keep::power:
-      case Keep::clamped: return add(r.b, l.b);
-      case Keep::exponentials:
-        over_row<double>(static_cast<const double*>(l.b), n_, [&](i64 c, auto a, auto k) {
-          constexpr int L = decltype(k)::n;
-          const auto b = at(r.b + c, k);
-          const auto top = Max::best(a, b);
-          put(r.c + c, at(l.c + c, k) * exp_below<L>(a, top) + at(r.c + c, k) * exp_below<L>(b, top));
-          put(r.b + c, top);
-        });
+      case Keep::clamped: return merge_states(s, &Kept<A>::b, before, kAdd);
+      case Keep::exponentials: return exponentials_of_states(s, before);
     }
-  }
-  void merge_moments(Kept<A> l, Kept<A> r) {
-    const double total = *l.weight + *r.weight, share = total == 0 ? 0 : *r.weight / total;
-    const double between = *l.weight * share;
-    for (i64 c = 0; c < n_; ++c) {
-      const double apart = r.b[c] - l.b[c];
-      r.b[c] = l.b[c] + apart * share;
-      r.c[c] = l.c[c] + r.c[c] + apart * apart * between;
-    }
-    *r.weight = total;
-  }
-  template <class Better>
-  void best(Kept<A> l, Kept<A> r) {
-    over_row<A>(static_cast<const A*>(l.a), n_,
-                [&](i64 c, auto v, auto k) { put(r.a + c, Better::best(v, at(r.a + c, k))); });
-  }
-  template <class Better>
-  void pick(Kept<A> l, Kept<A> r) {
-    for (i64 c = 0; c < n_; ++c)
-      if (!Better::wins(l.a[c], r.a[c])) r.a[c] = l.a[c], r.winner[c] = l.winner[c];
   }
 
-  template <class V>
-  void divide(void* y, const V* v, double by) {
-    V* line = reinterpret_cast<V*>(line_);
-    const V d = V(by);
-    for (i64 c = 0; c < n_; ++c) line[c] = v[c] / d;
-    store_row(p_.out, y, line, n_);
-  }
   void finish_of(const TokenResult& r, const TokenTerm& t, Kept<A> s, i64 output, i64 n, void* y) {
     const double count = double(n), p = t.p;
+    const auto write = [&](auto&& f) { write_row(p_.out, y, n_, f); };
+    const auto divide = [&](double by) { write([a = s.a, d = A(by)](i64 c) { return a[c] / d; }); };
+    const double *b = s.b, *second = s.c;
     switch (r.finish) {
-      case TokenFinish::over_count: return divide(y, s.a, count);
-      case TokenFinish::over_root_count: return divide(y, s.a, sqrt(count));
+      case TokenFinish::over_count: return divide(count);
+      case TokenFinish::over_root_count: return divide(sqrt(count));
       case TokenFinish::over_weight: {
         const double before = p_.skipped ? double(p_.skipped[output]) : 0.0;
-        return divide(y, s.a, t.keep == Keep::positions ? count * (count + 1) / 2 + before * count : *s.weight);
+        return divide(t.keep == Keep::positions ? count * (count + 1) / 2 + before * count : *s.weight);
       }
-      case TokenFinish::deviation: {
-        const double by = 1 / *s.weight;
-        for (i64 c = 0; c < n_; ++c) line_[c] = __builtin_sqrt(s.c[c] * by);  // NaN if weights below 0 prevail
-        break;
-      }
+      case TokenFinish::deviation:  // NaN if weights below 0 prevail
+        return write([=, by = 1 / *s.weight](i64 c) { return __builtin_sqrt(second[c] * by); });
       case TokenFinish::root:
       case TokenFinish::mean_root: {
         const double by = r.finish == TokenFinish::root ? 1.0 : count;
-        for (i64 c = 0; c < n_; ++c) line_[c] = s.b[c] / by;
+        for (i64 c = 0; c < n_; ++c) line_[c] = b[c] / by;
         finish_roots(line_, n_, p);
-        break;
+        return write([line = line_](i64 c) { return line[c]; });
       }
-      case TokenFinish::log:
-        for (i64 c = 0; c < n_; ++c) line_[c] = (s.b[c] + log(s.c[c])) / p;
-        break;
-      default: return t.keep >= Keep::moments ? store_row(p_.out, y, s.b, n_) : store_row(p_.out, y, s.a, n_);
+      case TokenFinish::log: return write([=](i64 c) { return (b[c] + log(second[c])) / p; });
+      default:
+        if (t.keep >= Keep::moments) return write([=](i64 c) { return b[c]; });
+        return write([a = s.a](i64 c) { return a[c]; });
     }
-    store_row(p_.out, y, line_, n_);
   }
 };
 

@@ -49,36 +49,18 @@ template <int L>
 struct Width {
   static constexpr int n = L;
 };
-// f(c, elements from c on, how many) over a row: vectors, then single elements. Every element is treated alike, so that
-// the length of a vector changes no bit.
-// Meanwhile what lies `ahead` elements further on is fetched, if that is not 0.
-template <class A, class T, class F>
-ANYPOOL_INLINE void over_row(const T* x, i64 n, F&& f, i64 ahead = 0) {
+// f(c, how many) over the columns [c, n) of rows: vectors, then single elements. Every element is treated alike, so that the
+// length of a vector changes no bit.
+template <class A, class F>
+ANYPOOL_INLINE void over_columns(i64 c, i64 n, F&& f) {
   constexpr int L = kLanes<A>;
-  i64 c = 0;
-  for (; c + L <= n; c += L) {
-    if (ahead) __builtin_prefetch(x + c + ahead);
-    f(c, load_as<T, A, L>(x + c), Width<L>{});
-  }
-  for (; c < n; ++c) f(c, load_as<T, A, 1>(x + c), Width<1>{});
+  for (; c + L <= n; c += L) f(c, Width<L>{});
+  for (; c < n; ++c) f(c, Width<1>{});
 }
-// The same over four rows that are added up together: f(c, four times elements, how many). `next`, if not null, is where
-// the reading goes on after them: it is fetched meanwhile, in the order of memory.
+// f(c, elements from c on, how many) over a row.
 template <class A, class T, class F>
-ANYPOOL_INLINE void over_four_rows(const T* const* x, i64 n, const T* next, F&& f) {
-  constexpr int L = kLanes<A>;
-  constexpr i64 kLine = 64 / i64(sizeof(T));
-  const T *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
-  i64 c = 0;
-  for (; c + L <= n; c += L) {
-    if (next)
-      for (i64 k = 0; k < 4 * L; k += kLine) __builtin_prefetch(next + 4 * c + k);
-    f(c, load_as<T, A, L>(x0 + c), load_as<T, A, L>(x1 + c), load_as<T, A, L>(x2 + c), load_as<T, A, L>(x3 + c),
-      Width<L>{});
-  }
-  for (; c < n; ++c)
-    f(c, load_as<T, A, 1>(x0 + c), load_as<T, A, 1>(x1 + c), load_as<T, A, 1>(x2 + c), load_as<T, A, 1>(x3 + c),
-      Width<1>{});
+ANYPOOL_INLINE void over_row(const T* x, i64 n, F&& f) {
+  over_columns<A>(0, n, [&](i64 c, auto k) { f(c, load_as<T, A, decltype(k)::n>(x + c), k); });
 }
 template <class A, int L>
 ANYPOOL_INLINE Vec<A, L> at(const A* p, Width<L>) {
@@ -89,21 +71,53 @@ ANYPOOL_INLINE void put(A* p, V v) {
   store(p, v);
 }
 
+// A column's share of what follows R rows in memory: in all, the columns fetch the next R rows in the order in which they
+// lie there. Of rows read side by side the processor's own prefetchers see no stream.
+template <int R, int L, class T>
+ANYPOOL_INLINE void fetch(const T* next, i64 c) {
+  if (!next) return;
+  for (i64 k = 0; k < R * L; k += 64 / i64(sizeof(T))) __builtin_prefetch(next + R * c + k);
+}
 // The order of lanes is that of sixteen whatever the level: part of what defines a score.
+template <int L, class A>
+ANYPOOL_INLINE A sum_of_lanes(const Vec<A, L>& v) {
+  if constexpr (L == 1) {
+    return v;
+  } else if constexpr (L == 2) {
+    return v[0] + v[1];
+  } else {
+    Vec<A, L / 2> halves[2];
+    __builtin_memcpy(halves, &v, sizeof v);
+    return sum_of_lanes<L / 2, A>(halves[0] + halves[1]);
+  }
+}
+// The products of R rows with q. They are read side by side, so that one is not waited for before the next is begun.
+template <int R, class A, class T>
+ANYPOOL_INLINE void dots(const T* const* x, const T* next, const A* q, i64 n, A* y) {
+  using V = Vec<A, 16>;
+  V sum[R] = {};
+  i64 c = 0;
+  for (; c + 16 <= n; c += 16) {
+    const V by = load<V>(q + c);
+    fetch<R, 16>(next, c);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sum[r] += load_as<T, A, 16>(x[r] + c) * by;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    if (c < n) {
+      V a = {}, b = {};
+      for (i64 i = 0; c + i < n; ++i) a[i] = A(widen(x[r][c + i])), b[i] = q[c + i];
+      sum[r] += a * b;
+    }
+    y[r] = sum_of_lanes<16, A>(sum[r]);
+  }
+}
 template <class A, class T>
 ANYPOOL_INLINE A dot(const T* x, const A* q, i64 n) {
-  using V = Vec<A, 16>;
-  V sum = {};
-  i64 c = 0;
-  for (; c + 16 <= n; c += 16) sum += load_as<T, A, 16>(x + c) * load<V>(q + c);
-  if (c < n) {
-    V a = {}, b = {};
-    for (i64 i = 0; c + i < n; ++i) a[i] = A(widen(x[c + i])), b[i] = q[c + i];
-    sum += a * b;
-  }
-  for (int half = 8; half; half /= 2)
-    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
-  return sum[0];
+  A y;
+  dots<1>(&x, static_cast<const T*>(nullptr), q, n, &y);
+  return y;
 }
 
 // exp(x - top), where top is one of the x: 1 for the top itself, an infinity too.
@@ -112,14 +126,14 @@ ANYPOOL_INLINE Vec<double, L> exp_below(Vec<double, L> x, Vec<double, L> top) {
   return exp_of<L>(x == top ? Vec<double, L>{} : x - top);
 }
 
-// Halves are rounded from floats, whatever the sums are kept in.
-template <class A>
-void store_row(DType out, void* y, const A* row, i64 n) {
+// y[c] = f(c) for n columns. Halves are rounded from floats, whatever the sums are kept in.
+template <class F>
+void write_row(DType out, void* y, i64 n, F&& f) {
   const auto halves = [&](auto* to) {
-    for (i64 c = 0; c < n; ++c) narrow(to[c], float(row[c]));
+    for (i64 c = 0; c < n; ++c) narrow(to[c], float(f(c)));
   };
   const auto floats = [&](auto* to) {
-    for (i64 c = 0; c < n; ++c) narrow(to[c], row[c]);
+    for (i64 c = 0; c < n; ++c) narrow(to[c], f(c));
   };
   switch (out) {
     case DType::f16: return halves(static_cast<f16*>(y));
@@ -144,6 +158,8 @@ class Reader {
  public:
   const T* row[kChunk];
   i64 flat[kChunk];
+  i64 step;    // between the rows of a whole chunk, in elements; 0 if they are not equally far apart, or too long
+  bool ahead;  // whether rows that follow one another in memory are to be fetched before they are read
 
   // Elements [column, column + width) of each row.
   Reader(const Runs& runs, const void* x, const i64* offset, i64 row, i64 col, i64 column, i64 width, Arena& arena)
@@ -163,6 +179,10 @@ class Reader {
     at_ = first;
   }
   void next(i64 n) {
+    // The L1 cache holds this chunk and the one that is fetched meanwhile.
+    const bool fits = n == kChunk && kChunk * width_ * i64(sizeof(T)) <= (24 << 10);
+    step = !fits ? 0 : gathered_ ? width_ : at_ + n <= runs_.count[run_] ? row_ : 0;
+    ahead = row_ == width_ && col_ == 1;
     for (i64 i = 0; i < n; ++i) {
       while (at_ >= runs_.count[run_]) ++run_, at_ = 0;
       row[i] = x_ + offset_[run_] + at_ * row_;
@@ -176,7 +196,51 @@ class Reader {
       row[i] = to;
     }
   }
+  // What follows the first n rows in memory, if that is to be fetched.
+  const T* behind(i64 n) const { return ahead ? row[n - 1] + width_ : nullptr; }
 };
+
+// What merge(merged so far, lift(elements, how many, row)) makes of R rows of a chunk, from row i and column c on. `last`:
+// then end(merged, column, how many), too.
+template <int R, class V, class T, class Lift, class M, class End>
+ANYPOOL_INLINE void merge_some(V* a, const Reader<T>& x, i64 i, bool last, i64 c, i64 width, Lift& lift, M& merge,
+                               End& end) {
+  const T* const* rows = x.row + i;
+  const T* next = x.behind(i + R);
+  over_columns<V>(c, width, [&](i64 c, auto k) {
+    constexpr int L = decltype(k)::n;
+    if constexpr (L > 1) fetch<R, L>(next, c);
+    auto s = lift(load_as<T, V, L>(rows[0] + c), k, i);
+    if (i) s = merge(at(a + c, k), s);
+#pragma GCC unroll 4
+    for (int r = 1; r < R; ++r) s = merge(s, lift(load_as<T, V, L>(rows[r] + c), k, i + r));
+    put(a + c, last ? end(s, c, k) : s);
+  });
+}
+// The same of all n rows of a chunk: four at a time, or sixteen that lie `step` apart. These take a third of the
+// instructions, for which three addresses are enough.
+template <class V, class T, class Lift, class M, class End>
+ANYPOOL_INLINE void merge_rows(V* a, const Reader<T>& x, i64 n, i64 width, Lift&& lift, M&& merge, End&& end) {
+  i64 i = 0, c = 0;
+  if (x.step) {
+    constexpr int L = kLanes<V>;
+    const i64 step = x.step;
+    const T *p = x.row[0], *p5 = x.row[5], *p10 = x.row[10], *next = x.behind(kChunk);
+    for (; c + L <= width; c += L, p += L, p5 += L, p10 += L) {
+      fetch<kChunk, L>(next, c);
+      auto s = lift(load_as<T, V, L>(p), Width<L>{}, 0);
+#pragma GCC unroll 16
+      for (int r = 1; r < int(kChunk); ++r) {
+        const T* q = (r < 5 ? p : r < 10 ? p5 : p10) + (r < 15 ? r % 5 : 5) * step;
+        s = merge(s, lift(load_as<T, V, L>(q), Width<L>{}, r));
+      }
+      put(a + c, end(s, c, Width<L>{}));
+    }
+    if (c == width) return;
+  }
+  for (; i + 4 <= n; i += 4) merge_some<4>(a, x, i, i + 4 == n, c, width, lift, merge, end);
+  for (; i < n; ++i) merge_some<1>(a, x, i, i + 1 == n, c, width, lift, merge, end);
+}
 
 }  // namespace
 }  // namespace anypool

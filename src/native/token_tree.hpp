@@ -6,6 +6,12 @@
 namespace anypool {
 namespace {
 
+// The states that a new one is merged with, one after the other.
+struct Left {
+  char* const* state;
+  int n;
+};
+
 // The tree as a binary counter: level k holds the state of 2^k chunks, or of pieces that are as large as each other.
 class Tree {
   char* level_[64];
@@ -20,12 +26,12 @@ class Tree {
     spare_ = arena.take(state_bytes);
   }
   void clear() { n_ = 0; }
-  char* spare() { return spare_; }
-  // Add the state in spare(); merge(left, right) leaves the two together in `right`.
-  template <class M>
-  void push(M&& merge) {
+  // make(state, left) writes the next state with what is on its `left` merged into it, from the nearest on.
+  template <class F>
+  void push(F&& make) {
     int k = 0;
-    for (; (n_ >> k) & 1; ++k) merge(level_[k], spare_);
+    while ((n_ >> k) & 1) ++k;
+    make(spare_, Left{level_, k});
     char* free = level_[k];
     level_[k] = spare_, spare_ = free, ++n_;
   }
@@ -45,15 +51,15 @@ class Tree {
 
 inline i64 chunks_of(i64 tokens) { return (tokens + kChunk - 1) / kChunk; }
 
-// Machine: arena(); seek(output, token); chunk(state, n, ordinal); merge(left, right); finish(output, state); reads(); state_bytes.
+// Machine: arena(); seek(output, token); chunk(state, n, ordinal, left); merge(left, right), which leaves both in `right`;
+// finish(output, state); reads(); state_bytes.
 template <class Machine>
 char* fold_tokens(Machine& m, Tree& tree, i64 output, i64 first, i64 count) {
   const auto merge = [&](const char* l, char* r) { m.merge(l, r); };
   tree.clear();
   m.seek(output, first);
   for (i64 done = 0; done < count; done += kChunk) {
-    m.chunk(tree.spare(), lower(kChunk, count - done), first + done);
-    tree.push(merge);
+    tree.push([&](char* state, Left left) { m.chunk(state, lower(kChunk, count - done), first + done, left); });
   }
   return tree.fold(merge);
 }
@@ -78,8 +84,10 @@ void combine_pieces(Machine& m, i64 output, i64 tokens, i64 pieces, i64 piece_to
   Tree tree(m.arena(), m.state_bytes, pieces);
   const bool full = chunks_of(tokens - (pieces - 1) * piece_tokens) == chunks_of(piece_tokens);
   for (i64 i = 0; i < pieces - !full; ++i) {
-    __builtin_memcpy(tree.spare(), partials + i * m.state_bytes, size_t(m.state_bytes));
-    tree.push(merge);
+    tree.push([&](char* state, Left left) {
+      __builtin_memcpy(state, partials + i * m.state_bytes, size_t(m.state_bytes));
+      for (int k = 0; k < left.n; ++k) m.merge(left.state[k], state);
+    });
   }
   m.finish(output, tree.fold(merge, full ? nullptr : partials + (pieces - 1) * m.state_bytes));
 }
