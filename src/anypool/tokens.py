@@ -14,7 +14,7 @@ import numpy.typing as npt
 from anypool import _native, memory
 from anypool import runs as geometry
 from anypool.arguments import number_argument, shown
-from anypool.backends import asked_for, tokens_native, tokens_reference
+from anypool.backends import asked_for, registry, tokens_native, tokens_reference
 from anypool.operation import is_tensor
 from anypool.reductions import is_float
 from anypool.runs import Runs
@@ -136,6 +136,7 @@ def call_of(x: Any, reduction: Any, *, mask: Any = None, lengths: Any = None, si
 
 def natively(matrix: Matrix, runs: Runs) -> bool:
     """Return whether kernels run this; a backend chosen by name never falls back."""
+    registry()  # refuses settings that would be ignored
     reason = tokens_native.reason_against(matrix, runs)
     wanted = asked_for()
     if wanted == "native" and reason is not None:

@@ -115,12 +115,18 @@ def registry() -> dict[str, Backend]:
     """Return the backends by name, the fastest first."""
     from anypool.backends import native, reference
 
+    if _ASKED and _ASKED not in BACKENDS:
+        raise ValueError(f"ANYPOOL_BACKEND must be one of {', '.join(BACKENDS)}, got {_ASKED!r}")
     native.check_environment()
     return {b.name: b for b in (native.BACKEND, reference.BACKEND)}
 
 
 BACKENDS = ("native", "reference")
-_forced: ContextVar[str | None] = ContextVar("anypool_backend", default=None)
+_ASKED = os.environ.get("ANYPOOL_BACKEND", "")
+_forced: ContextVar[str] = ContextVar("anypool_backend", default=_ASKED)
+# The backend that was chosen explicitly, or "": a plan made without it must not serve with it. Small poolings ask each
+# time, so it is no function of ours.
+asked_for = _forced.get
 
 
 @contextmanager
@@ -128,24 +134,11 @@ def use(name: str | None) -> Iterator[None]:
     """Run everything inside on one backend: ``with anypool.backends.use("reference"): …``. It never falls back."""
     if name is not None and name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    token = _forced.set(name)
+    token = _forced.set(name or _ASKED)
     try:
         yield
     finally:
         _forced.reset(token)
-
-
-@functools.cache  # read at the first call: a look at the environment takes as long as a small pooling
-def _wanted() -> str:
-    name = os.environ.get("ANYPOOL_BACKEND", "")
-    if name and name not in BACKENDS:
-        raise ValueError(f"ANYPOOL_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
-    return name
-
-
-def asked_for() -> str:
-    """Return the backend that was chosen explicitly, if one was: a plan made without it must not serve with it."""
-    return _forced.get() or _wanted()
 
 
 def select(job: Pass, x: Array) -> tuple[Backend, list[str]]:

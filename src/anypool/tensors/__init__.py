@@ -35,7 +35,7 @@ _keys = torch._C._dispatch_keys
 _modes = torch._C._len_torch_dispatch_stack
 _tracing = torch._C._get_tracing_state
 _records = torch.is_grad_enabled
-_compiling = torch.compiler.is_compiling
+_compiling = torch.compiler.is_dynamo_compiling  # other tracers show in the tensor, or in the modes
 _transformed = torch._C._are_functorch_transforms_active
 _Tensor = torch.Tensor
 _forward_mode = torch.autograd.forward_ad
@@ -47,7 +47,7 @@ class Call:
 
     __slots__ = (
         *("absolute", "alone", "autocast", "coded", "direct", "final", "function", "indices"),
-        *("plan", "spec", "squeezed", "strides", "what"),
+        *("mask", "plan", "run", "spec", "squeezed", "strides", "what"),
     )
     plan: Any
 
@@ -61,7 +61,7 @@ class Call:
         self.final = tuple(n for a, n in enumerate(problem.shape) if a not in problem.squeeze)
         self.plan = self.function = self.alone = None
         self.squeezed = len(self.final) != len(problem.shape)
-        self.direct = False  # a kernel writes the result and nothing else
+        self.direct = False  # a kernel writes the result, of the dtype of x, and nothing else
         if not self.absolute:
             floating = problem.job.result.name in ("float16", "bfloat16", "float32", "float64")
             selects, linear = self.spec.selects, self.spec.linear
@@ -72,7 +72,10 @@ class Call:
             self.plan = kernels.forward(x, self.spec, "index" if self.indices else None)
             self.coded = kernels.forward(x, self.spec, "offset") if selects else self.plan  # what a gradient needs
             self.strides = tuple(s for a, s in enumerate(self.plan.strides) if a not in problem.squeeze)
-            self.direct = self.plan.recipe is not None and not self.indices and not self.plan.large
+            plan = self.plan
+            self.direct = not (plan.recipe is None or self.indices or plan.large or plan.cast or self.autocast)
+            if self.direct:
+                self.run, self.mask = plan.recipe.run, plan.mask
 
 
 def _with_numpy_dtype(what: Description) -> Description:
@@ -119,6 +122,13 @@ def quick(build: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         if built.selection is not None or gathered.needs_whole_windows(built.what) or _of_nonzero(x, built.what):
             return NotImplemented
         call = _remember(key, Call(x, built.what))
+    # A model has put all of this out of the caches, where each function more takes as long as ten do otherwise.
+    if call.direct and not (x.requires_grad and _records()) and _forward_mode._current_level < 0:
+        address = x.data_ptr()
+        if address and not address & call.mask:
+            y = x.new_empty_strided(call.final, call.strides)
+            call.run(address, y.data_ptr())
+            return y
     return _pooled(x, call, None)
 
 
@@ -136,18 +146,7 @@ def _pooled(x: torch.Tensor, call: Call, out: torch.Tensor | None) -> Any:
         return y.reshape(call.final) if call.squeezed else y
     if out is not None:
         return _into(x, call, out)
-    if not call.direct:
-        return _plainly(x, call)
-    y = (
-        x.new_empty_strided(call.final, call.strides, dtype=plan.dtype)
-        if plan.cast
-        else x.new_empty_strided(call.final, call.strides)
-    )
-    address = x.data_ptr()
-    if not address or address & plan.mask:
-        return _plainly(x, call)
-    plan.recipe.run(address, y.data_ptr())
-    return y
+    return _plainly(x, call)
 
 
 def _of_nonzero(x: torch.Tensor, what: Description) -> bool:
