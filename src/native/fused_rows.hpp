@@ -240,7 +240,7 @@ class FusedRows {
     const i64 row = choice_.pixels ? p_.inner : p_.axis[2].n_in * unit_;
     if (choice_.pixels || may_miss(p_.axis[0]) || may_miss(p_.axis[1]))  // short rows are read with what is beside them
       none_ = arena.take(row * bytes_ + 2 * kBeside) + kBeside;
-    const i64 column = (p_.inner + 64) * size_of(p_.acc == DType::u8 ? DType::u16 : p_.acc);
+    const i64 column = 2 * (p_.inner + 64) * size_of(p_.acc == DType::u8 ? DType::u16 : p_.acc);  // of two output rows
     if (choice_.pixels && column * (p_.axis[2].kernel - 1) <= kKeptBytes)
       kept_ = arena.take(column * (p_.axis[2].kernel - 1));
     if (choice_.loaded) {

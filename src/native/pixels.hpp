@@ -42,79 +42,107 @@ class Pixels {
   static bool run(const FusedJob& job) {
     const i64 shared = job.kept && job.dilation == 1 ? KW - job.stride : 0;
     if (KW > 1 && shared == KW - 1)
-      rows<KW - 1>(job);
+      all_rows<KW - 1>(job);
     else if (KW > 2 && shared == KW - 2)
-      rows<KW - 2>(job);
+      all_rows<KW - 2>(job);
     else
-      rows<0>(job);
+      all_rows<0>(job);
     return false;
   }
 
  private:
-  // `Kept` columns of a window are those of the one before.
   template <int Kept>
-  static void rows(const FusedJob& job) {
-    constexpr int kNew = KW - Kept;
-    const T* rows[kRows];
-    for (int i = 0; i < kRows; ++i) rows[i] = reinterpret_cast<const T*>(job.rows[i]);
+  static void all_rows(const FusedJob& job) {
+    i64 r = 0;
+    // Of two rows of outputs that are as far apart as the taps all but two rows of inputs are the same: loaded once, and
+    // by maxima merged once.
+    if constexpr (KD == 1 && KH > 1) {
+      const i64 apart = job.rows[1] - job.rows[0], step = job.step[0];
+      const i64 other = step != 0 && apart % step == 0 ? apart / step : 0;
+      for (; other > 0 && r + 2 * other <= job.count; r += 2 * other)
+        for (i64 i = r; i < r + other; ++i) some_rows<Kept, 2>(job, i, other);
+    }
+    for (; r < job.count; ++r) some_rows<Kept, 1>(job, r, 0);
+  }
+  // Row r of outputs or, if R is 2, that one and the other. `Kept` columns of a window are those of the one before.
+  template <int Kept, int R>
+  static void some_rows(const FusedJob& job, i64 r, i64 other) {
+    constexpr int kNew = KW - Kept, kRead = kRows + R - 1;
+    const T* rows[kRead];
+    for (int i = 0; i < kRows; ++i) rows[i] = reinterpret_cast<const T*>(job.rows[i] + r * job.step[i]);
+    if constexpr (R == 2) rows[kRows] = reinterpret_cast<const T*>(job.rows[kRows - 1] + (r + other) * job.step[0]);
     const FusedDivisor by = job.by;
-    const i64 groups = (job.inner + kAll - 1) / kAll;
-    char* y = job.y;
-    for (i64 r = 0; r < job.count; ++r, y += job.y_step) {
-      A* kept[Kept + 1];
-      const T* taps[kNew * kRows];
-      for (int w = 0; w < Kept; ++w) {
-        kept[w] = reinterpret_cast<A*>(job.kept) + w * groups * kAll;
-        place(job, rows, job.start + w, taps);
-        for (i64 j = 0; j < groups; ++j) {
-          V v[N];
-          column(taps, lower(j * kAll, job.inner - kAll), v);
-          for (int n = 0; n < N; ++n) store(kept[w] + j * kAll + n * L, v[n]);
-        }
+    const i64 groups = (job.inner + kAll - 1) / kAll, inner = job.inner, y_pitch = job.y_pitch;
+    T* out[R];
+    for (int q = 0; q < R; ++q) out[q] = reinterpret_cast<T*>(job.y + (r + q * other) * job.y_step);
+    A* kept[Kept + 1];
+    const T* taps[kNew * kRead];
+    for (int w = 0; w < Kept; ++w) {
+      kept[w] = reinterpret_cast<A*>(job.kept) + w * R * groups * kAll;
+      place<kRead>(job, rows, job.start + w, taps);
+      for (i64 j = 0; j < groups; ++j) {
+        V v[R][N];
+        column<R>(taps, lower(j * kAll, job.inner - kAll), v);
+        for (int q = 0; q < R; ++q)
+          for (int n = 0; n < N; ++n) store(kept[w] + (j * R + q) * kAll + n * L, v[q][n]);
       }
-      for (i64 o = 0; o < job.n; ++o) {
-        for (int w = 0; w < kNew; ++w)
-          place(job, rows, job.start + o * job.stride + (Kept + w) * job.dilation, taps + w * kRows);
-        T* out = reinterpret_cast<T*>(y) + o * job.y_pitch;
-        const auto channels = [&](i64 k, i64 at) {  // kAll from k on, the columns of which are kept at `at`
-          V c[KW][N], all[N];
-          for (int w = 0; w < Kept; ++w)
-            for (int n = 0; n < N; ++n) c[w][n] = load<V>(kept[w] + at + n * L);
-          for (int w = 0; w < kNew; ++w) column(taps + w * kRows, k, c[Kept + w]);
+    }
+    for (i64 o = 0; o < job.n; ++o) {
+      for (int w = 0; w < kNew; ++w)
+        place<kRead>(job, rows, job.start + o * job.stride + (Kept + w) * job.dilation, taps + w * kRead);
+      const auto channels = [&](i64 k, i64 at) {  // kAll from k on, the columns of which are kept at `at`
+        V c[KW][R][N];
+        for (int w = 0; w < Kept; ++w)
+          for (int q = 0; q < R; ++q)
+            for (int n = 0; n < N; ++n) c[w][q][n] = load<V>(kept[w] + at * R + q * kAll + n * L);
+        for (int w = 0; w < kNew; ++w) column<R>(taps + w * kRead, k, c[Kept + w]);
+        for (int q = 0; q < R; ++q) {
+          V all[N];
           for (int n = 0; n < N; ++n) {
-            all[n] = merged_taps<Op, 0, KW>([&](auto w) { return c[decltype(w)::value][n]; });
+            all[n] = merged_taps<Op, 0, KW>([&](auto w) { return c[decltype(w)::value][q][n]; });
             all[n] = finished<L, false>(all[n], by, o);
           }
-          Memory::store(out + k, all);
+          Memory::store(out[q] + o * y_pitch + k, all);
           for (int w = 0; w < kNew && w < Kept; ++w)
-            for (int n = 0; n < N; ++n) store(kept[w] + at + n * L, c[(Kept > kNew ? Kept : kNew) + w][n]);
-        };
-        i64 k = 0;
-        for (; k + kAll <= job.inner; k += kAll) channels(k, k);
-        if (k < job.inner) channels(job.inner - kAll, k);
-        for (int w = 0; w < kNew && kNew < Kept; ++w) {  // those kept longest have given way to the new ones
-          A* const first = kept[0];
-          for (int i = 0; i + 1 < Kept; ++i) kept[i] = kept[i + 1];
-          kept[Kept - 1] = first;
+            for (int n = 0; n < N; ++n)
+              store(kept[w] + at * R + q * kAll + n * L, c[(Kept > kNew ? Kept : kNew) + w][q][n]);
         }
+      };
+      i64 k = 0;
+      for (; k + kAll <= inner; k += kAll) channels(k, k);
+      if (k < inner) channels(inner - kAll, k);
+      for (int w = 0; w < kNew && kNew < Kept; ++w) {  // those kept longest have given way to the new ones
+        A* const first = kept[0];
+        for (int i = 0; i + 1 < Kept; ++i) kept[i] = kept[i + 1];
+        kept[Kept - 1] = first;
       }
-      for (int i = 0; i < kRows; ++i)
-        rows[i] = reinterpret_cast<const T*>(reinterpret_cast<const char*>(rows[i]) + job.step[i]);
     }
   }
   // Where the rows' taps at column c lie.
+  template <int Rows>
   static ANYPOOL_INLINE void place(const FusedJob& job, const T* const* rows, i64 c, const T** taps) {
     const bool inside = c >= 0 && c < job.cols;
     const T* none = reinterpret_cast<const T*>(job.none);
-    for (int i = 0; i < kRows; ++i) taps[i] = inside && rows[i] != none ? rows[i] + c * job.pitch : none;
+    for (int i = 0; i < Rows; ++i) taps[i] = inside && rows[i] != none ? rows[i] + c * job.pitch : none;
   }
-  static ANYPOOL_INLINE void column(const T* const* taps, i64 k, V* to) {
-    V v[kRows][N];
-    for (int i = 0; i < kRows; ++i) Memory::load(taps[i] + k, v[i]);
-    for (int n = 0; n < N; ++n)
-      to[n] = merged_taps<Op, 0, KH>([&](auto h) {
-        return merged_taps<Op, 0, KD>([&](auto d) { return v[decltype(d)::value * KH + decltype(h)::value][n]; });
-      });
+  template <int R>
+  static ANYPOOL_INLINE void column(const T* const* taps, i64 k, V (*to)[N]) {
+    constexpr int kRead = kRows + R - 1;
+    V v[kRead][N];
+    for (int i = 0; i < kRead; ++i) Memory::load(taps[i] + k, v[i]);
+    for (int n = 0; n < N; ++n) {
+      if constexpr (R == 2 && KH > 2 && Op::kSelects) {
+        const V both = merged_taps<Op, 1, KH - 1>([&](auto h) { return v[decltype(h)::value][n]; });
+        to[0][n] = Op::template merged<L>(v[0][n], both);
+        to[1][n] = Op::template merged<L>(both, v[KH][n]);
+      } else {
+        for (int q = 0; q < R; ++q)
+          to[q][n] = merged_taps<Op, 0, KH>([&](auto h) {
+            return merged_taps<Op, 0, KD>(
+                [&](auto d) { return v[decltype(d)::value * KH + decltype(h)::value + q][n]; });
+          });
+      }
+    }
   }
 };
 
