@@ -38,6 +38,11 @@ class WholePlanes {
   const bool far_;         // a longer one, of an input that no cache holds, piece by piece
   const int together_;     // blocks whose columns fill a vector when they are merged
   Part loose_[Loose];
+  // Planes of seven short rows, the last ones of most image classifiers, lie side by side in one vector. Behind the end of
+  // a row lies the next one, or the next plane: so it is for all but the last planes.
+  static constexpr bool kPairs = ANYPOOL_VECTOR_BYTES == 64 && C == 1 && kSame<T, A>;
+  i64 paired_ = 0;  // planes for which that is so
+  Part both_;
 
  public:
   // The power of two that C vectors of columns are padded to, in vectors; windows must be at least as wide as that.
@@ -54,6 +59,13 @@ class WholePlanes {
         far_(!short_ && planes_of(p) * p.axis[1].n_in * cols_ * i64(sizeof(T)) > kCached),
         together_(outputs_ == 1 ? L : int(cols_ / outputs_ / kPower)) {
     for (int c = 0; c < Loose; ++c) loose_[c] = Part(inside<L>((C - Loose + c) * L, cols_));
+#if defined(__AVX512F__)
+    const i64 plane = 7 * cols_;
+    if (kPairs && rows_ == 7 && cols_ <= L / 2 && blocks_ == 1 && outputs_ == 1 && p.n_outer == 1 &&
+        p.x_outer[0] == plane)
+      paired_ = p.outer[0] - 1;
+    both_.mask = loose_[0].mask | loose_[0].mask << L / 2;
+#endif
   }
 
   void run(const Buffers& buffers, i64 begin, i64 end) {  // blocks of all planes
@@ -61,7 +73,7 @@ class WholePlanes {
     for (i64 block = begin; block < end; block += together_) {
       const i64 n = lower(together_, end - block);
       NaNs<A, L> nan;
-      V v = group<Fast>(block, n, nan);
+      V v = first<Fast>(block, n, nan);
       if (nan.any()) v = group<Careful>(block, n, nan);
       store(block, n, v);
     }
@@ -96,6 +108,34 @@ class WholePlanes {
       return v[0];
     else
       return neighbours<Op>(all_halved<Op, N / 2>(v), all_halved<Op, N / 2>(v + N / 2));
+  }
+
+  template <class Op>
+  ANYPOOL_INLINE V first(i64 block, i64 n, NaNs<A, L>& nan) const {
+    if constexpr (kPairs)
+      if (n == L && block + L <= paired_) return pairs(block, nan);
+    return group<Op>(block, n, nan);
+  }
+  template <int... I>
+  static ANYPOOL_INLINE V side_by_side(const T* x, const T* y, Indices<I...>) {
+    using Half = Vec<T, L / 2>;
+    return __builtin_shufflevector(anypool::load<Half>(x), anypool::load<Half>(y), I...);
+  }
+  // L planes, two and two.
+  V pairs(i64 block, NaNs<A, L>& nan) const {
+    const i64 cols = cols_, plane = 7 * cols;
+    const T* x = static_cast<const T*>(buffers_->x) + block * plane;
+    V v[L / 2];
+    for (int i = 0; i < L / 2; ++i, x += 2 * plane) {
+      ask_for(x, 2 * plane * i64(sizeof(T)));
+      V row[7];
+      for (int t = 0; t < 7; ++t)
+        row[t] = side_by_side(x + t * cols, x + plane + t * cols, typename MakeIndices<L>::type{});
+      if constexpr (Fast::kNumbersOnly)
+        for (int t = 0; t < 7; t += 2) nan.see(row[t], row[t + 1 < 7 ? t + 1 : t]);
+      v[i] = only<A, L>(both_, merged_taps<Fast, 0, 7>([&](auto tap) { return row[decltype(tap)::value]; }), none());
+    }
+    return all_halved<Fast, L / 2>(v);
   }
 
   template <class Op>
