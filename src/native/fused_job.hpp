@@ -76,6 +76,7 @@ struct FusedJob {
   bool in_order;  // whether to read the new rows of a window one after the other first
   // Channels innermost: `inner` of them in each column, columns `pitch` elements apart, and the windows' numbers on w.
   i64 inner, pitch, y_pitch, stride, dilation;
+  bool far;              // whether no cache holds the input
   const char* none;      // a row that is absent
   char* kept = nullptr;  // room for all columns of a window but one, as vectors of what is merged; or null
   // The winners' offsets or indices: where they go; those of the window's taps; those of its first tap that is not absent,

@@ -212,7 +212,8 @@ class FusedRows {
   const DType type_;  // of the rows' elements
   const i64 bytes_;
   const HasNaN has_nan_;
-  const i64 unit_;                             // elements of a column, where the kernel sees single ones
+  const i64 unit_;  // elements of a column, where the kernel sees single ones
+  const bool far_;
   char *none_ = nullptr, *divisor_ = nullptr;  // a row that is absent; what each column divides by
   char* kept_ = nullptr;                       // columns of channels that the next window sees, too
   double rows_ = 0;                            // the divisor's other factor, for which divisor_ holds
@@ -235,7 +236,8 @@ class FusedRows {
         type_(choice_.loaded ? plan.acc : plan.in),
         bytes_(size_of(type_)),
         has_nan_(choice_.numbers ? has_nan_of(type_) : nullptr),
-        unit_(choice_.pixels ? 1 : plan.inner) {
+        unit_(choice_.pixels ? 1 : plan.inner),
+        far_(beyond_caches(plan)) {
     if (!choice_.run) return;
     const i64 row = choice_.pixels ? p_.inner : p_.axis[2].n_in * unit_;
     if (choice_.pixels || may_miss(p_.axis[0]) || may_miss(p_.axis[1]))  // short rows are read with what is beside them
@@ -370,6 +372,7 @@ class FusedRows {
     job.y_step = y_step;
     job.in_order = !choice_.loaded && p_.axis[0].kernel * p_.axis[1].kernel > 1 && job.cols * bytes_ < kPage;
     job.inner = p_.inner, job.pitch = p_.x_stride[2], job.y_pitch = p_.y_stride[2], job.stride = w.stride;
+    job.far = far_;
     job.dilation = w.dilation, job.none = none_, job.kept = kept_;
     if (first_column_) place_codes(buffers, job);
   }

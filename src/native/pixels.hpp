@@ -72,6 +72,7 @@ class Pixels {
     for (int i = 0; i < kRows; ++i) rows[i] = reinterpret_cast<const T*>(job.rows[i] + r * job.step[i]);
     if constexpr (R == 2) rows[kRows] = reinterpret_cast<const T*>(job.rows[kRows - 1] + (r + other) * job.step[0]);
     const FusedDivisor by = job.by;
+    const bool far = job.far;
     const i64 groups = (job.inner + kAll - 1) / kAll, inner = job.inner, y_pitch = job.y_pitch;
     T* out[R];
     for (int q = 0; q < R; ++q) out[q] = reinterpret_cast<T*>(job.y + (r + q * other) * job.y_step);
@@ -82,7 +83,7 @@ class Pixels {
       place<kRead>(job, rows, job.start + w, taps);
       for (i64 j = 0; j < groups; ++j) {
         V v[R][N];
-        column<R>(taps, lower(j * kAll, job.inner - kAll), v);
+        column<R>(taps, lower(j * kAll, job.inner - kAll), v, false);
         for (int q = 0; q < R; ++q)
           for (int n = 0; n < N; ++n) store(kept[w] + (j * R + q) * kAll + n * L, v[q][n]);
       }
@@ -95,7 +96,7 @@ class Pixels {
         for (int w = 0; w < Kept; ++w)
           for (int q = 0; q < R; ++q)
             for (int n = 0; n < N; ++n) c[w][q][n] = load<V>(kept[w] + at * R + q * kAll + n * L);
-        for (int w = 0; w < kNew; ++w) column<R>(taps + w * kRead, k, c[Kept + w]);
+        for (int w = 0; w < kNew; ++w) column<R>(taps + w * kRead, k, c[Kept + w], far);
         for (int q = 0; q < R; ++q) {
           V all[N];
           for (int n = 0; n < N; ++n) {
@@ -126,9 +127,15 @@ class Pixels {
     for (int i = 0; i < Rows; ++i) taps[i] = inside && rows[i] != none ? rows[i] + c * job.pitch : none;
   }
   template <int R>
-  static ANYPOOL_INLINE void column(const T* const* taps, i64 k, V (*to)[N]) {
+  static ANYPOOL_INLINE void column(const T* const* taps, i64 k, V (*to)[N], bool far) {
     constexpr int kRead = kRows + R - 1;
     V v[kRead][N];
+    // What takes long to merge leaves the processor too little room to read on. Sums take longer with this, and so do rows
+    // of outputs two at a time. (The first of three rows has been read for the row of outputs before.)
+    if constexpr (R == 1 && Op::kSelects)
+      if (far)
+        for (int i = KD == 1 && KH > 2; i < kRead; ++i)
+          __builtin_prefetch(reinterpret_cast<const char*>(taps[i] + k) + kPage);
     for (int i = 0; i < kRead; ++i) Memory::load(taps[i] + k, v[i]);
     for (int n = 0; n < N; ++n) {
       if constexpr (R == 2 && KH > 2 && Op::kSelects) {

@@ -56,7 +56,7 @@ class WholePlanes {
         inside_(p.axis[1].n_in * cols_ < C * L ? 0 : (p.axis[1].n_in * cols_ - C * L) / cols_ + 1),
         outputs_(p.axis[2].n_out),
         short_(rows_ * cols_ * i64(sizeof(T)) < kPage),
-        far_(!short_ && planes_of(p) * p.axis[1].n_in * cols_ * i64(sizeof(T)) > kCached),
+        far_(!short_ && beyond_caches(p)),
         together_(outputs_ == 1 ? L : int(cols_ / outputs_ / kPower)) {
     for (int c = 0; c < Loose; ++c) loose_[c] = Part(inside<L>((C - Loose + c) * L, cols_));
 #if defined(__AVX512F__)
@@ -80,12 +80,6 @@ class WholePlanes {
   }
 
  private:
-  static constexpr i64 kCached = 16 << 20;  // bytes
-  static i64 planes_of(const Plan& p) {
-    i64 n = 1;
-    for (int a = 0; a < p.n_outer; ++a) n *= p.outer[a];
-    return n;
-  }
   template <class Op>
   static ANYPOOL_INLINE V neighbours(V l, V r) {
     return Op::template merged<L>(Unzip<A, L>::even(l, r), Unzip<A, L>::odd(l, r));
