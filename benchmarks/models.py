@@ -54,9 +54,10 @@ is the part of the whole model's time that all its poolings take, measured in ru
 autograd keeps for a backward pass, without the parameters. *difference* is the largest of the outputs, as a part of the
 largest output.
 
-Where pooling takes 1 or 2 % of the time, *×* is as far from 1 as two runs are from each other: activations that the C
-library does not keep are new memory in each pass (ResNet-50, batch 8: 30 to 50 thousand page faults, before and after
-alike), and how many of them there are is another in each process.
+Where pooling takes 1 or 2 % of the time, *×* says little about it: activations that the C library gives back to the
+system are new memory in each pass, and how much of it depends on what else was allocated, PyTorch's int64 indices for
+instance. [Design](design.md#speed-what-was-tried-and-measured) has some rows without
+that.
 """
 
 
@@ -178,7 +179,8 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
                 axis.barh(i + offset, pooled, 0.38, left=whole - pooled, color=colour, label=label)
             axis.annotate(f"{r['speed_up']:.2f}×", (1 + max(100, 100 / r["speed_up"]), i), va="center", fontsize=9)
         axis.set_yticks(range(len(rows)), [r["name"] for r in rows])
-        axis.set(title=f"float32, batch 8, {form}", xlabel="time, % of the model on PyTorch alone", xlim=(0, 115))
+        axis.set(title=f"float32, batch 8, {form}", xlabel="time, % of the model on PyTorch alone")
+        axis.set_xlim(0, 15 + max(100, *(100 / r["speed_up"] for r in rows)))
         axis.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
