@@ -152,6 +152,10 @@ def test_there_are_not_ever_more():
     for n in range(1, 1200):
         ap.pool_tokens(np.ones((n, 1)), "sum")
     assert len(tokens.recipes) <= 1024
+    tokens.recipes.clear()
+    for _ in range(2):  # large batches are not kept
+        assert ap.pool_tokens(np.ones((4097, 2, 1)), "sum").shape == (4097, 1)
+    assert not tokens.recipes
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # vmap, which PyTorch has to import

@@ -186,6 +186,7 @@ class Recipe(NamedTuple):
 
 
 recipes: dict[Hashable, Any] = {}
+_MOST_PARTS = 4096  # of a batch: a recipe has 32 bytes for each, and what a call of more costs is not its beginning
 
 
 def key_of(x: Any, strides: Sequence[int], options: Mapping[str, Any], *what: Any) -> tuple[Hashable, str]:
@@ -208,7 +209,8 @@ def key_of(x: Any, strides: Sequence[int], options: Mapping[str, Any], *what: An
 
 def remember(key: Hashable, make: Callable[[], Any], matrix: Matrix, runs: Runs) -> None:
     """Keep what a call has found out, if a kernel runs it and no other data can change that."""
-    if key is None or not len(matrix.rows) or int(matrix.rows.max()) >= 2**31 or not natively(matrix, runs):
+    parts = len(matrix.rows)
+    if key is None or not 0 < parts <= _MOST_PARTS or int(matrix.rows.max()) >= 2**31 or not natively(matrix, runs):
         return
     if len(recipes) >= 1024:
         recipes.clear()
