@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from anypool import _native, memory
+from anypool import memory
 from anypool.arguments import array_argument, gradient_argument, number_argument, shown
 from anypool.backends import tokens_native, tokens_reference
 from anypool.reductions import is_float
@@ -181,7 +181,7 @@ def _arrays(x: Any, query: Any, **kwargs: Any) -> Array:
         key, kind = key_of(x, x.strides, kwargs, query.shape, kwargs["scale"])
         recipe = recipes.get((key, query.dtype))
         if recipe is not None:
-            call: AttentionCall = recipe.call(_native.data_pointer(x), query, kwargs.get(kind))
+            call: AttentionCall = recipe.call(tokens_native.address_of(x), query, kwargs.get(kind))
             return shaped(call, attend(call))
     call = attention_call(x, query, **kwargs)
     if key is not None and call.matrix.kept is x:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from anypool import _native, memory
+from anypool import memory
 from anypool import runs as geometry
 from anypool.arguments import number_argument, shown
 from anypool.backends import asked_for, registry, tokens_native, tokens_reference
@@ -24,7 +24,6 @@ from anypool.token_reductions import Term, result_dtype, terms_of
 Array = npt.NDArray[Any]
 
 LAYOUTS = ("mask", "lengths", "offsets", "segment_ids", "spans")
-_OPTIONS = ("side", "num_segments", "exclude_prefix", "empty", "norm_type", "r", "eps")
 
 
 def holds_tensors(x: Any) -> bool:
@@ -297,7 +296,7 @@ def _arrays(x: Any, reduction: Any, **kwargs: Any) -> Array:
         if recipe is not None:
             runs = recipe.seen.runs(kwargs.get(kind))
             y: Array = memory.empty((*runs.shape, recipe.width), recipe.dtype)
-            tokens_native.run(recipe.native, _native.data_pointer(x), y, runs)
+            tokens_native.run(recipe.native, x, y, runs)
             return y
     call = call_of(x, reduction, **kwargs)
     if key is not None and call.matrix.kept is x:

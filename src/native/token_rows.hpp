@@ -217,8 +217,7 @@ ANYPOOL_INLINE void merge_some(V* a, const Reader<T>& x, i64 i, bool last, i64 c
     put(a + c, last ? end(s, c, k) : s);
   });
 }
-// The same of all n rows of a chunk: four at a time, or sixteen that lie `step` apart. These take a third of the
-// instructions, for which three addresses are enough.
+// The same of all n rows of a chunk: four at a time, or sixteen that lie `step` apart, for which three addresses are enough.
 template <class V, class T, class Lift, class M, class End>
 ANYPOOL_INLINE void merge_rows(V* a, const Reader<T>& x, i64 n, i64 width, Lift&& lift, M&& merge, End&& end) {
   i64 i = 0, c = 0;

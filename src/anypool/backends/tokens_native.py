@@ -46,7 +46,8 @@ def sum_dtype(x: np.dtype[Any]) -> np.dtype[Any]:
     return _DOUBLE if x.kind == "f" and x.itemsize == 8 else _SINGLE
 
 
-def _at(array: Array | None) -> int:
+def address_of(array: Array | None) -> int:
+    """Return where an array's elements are, or 0."""
     if array is None:
         return 0
     if type(array) is np.ndarray:
@@ -70,7 +71,7 @@ def recipe(matrix: Matrix, terms: Sequence[Term], empty: float, result: np.dtype
     rows: list[tuple[int, float, float, int]] = []
     results = []
     for i, term in enumerate(terms):
-        reduction, won = term.reduction, _at(winners[i]) if winners else 0
+        reduction, won = term.reduction, address_of(winners[i]) if winners else 0
         at = 0
         if reduction.keep is not None:
             key = (reduction.keep, term.p, term.eps, won)  # sums that several results need are kept once
@@ -84,8 +85,8 @@ def recipe(matrix: Matrix, terms: Sequence[Term], empty: float, result: np.dtype
     return _native.TokenRecipe(shape, _parts(matrix), empty, rows, results)
 
 
-def run(made: Any, x: int, y: Any, runs: Runs, weights: Array | None = None) -> None:
-    """Run a recipe on the tokens at an address, into an array or an address."""
+def run(made: Any, x: Any, y: Any, runs: Runs, weights: Array | None = None) -> None:
+    """Run a recipe on tokens and into a result; each is an array or an address."""
     skipped = None if runs.skipped is None else np.ascontiguousarray(runs.skipped, np.int64)
     made.run(x, y, _runs(runs), weights, skipped)
 
@@ -97,7 +98,7 @@ def reduce(matrix: Matrix, runs: Runs, terms: Sequence[Term], weights: Array | N
     ``y`` is ``(outputs, dim * terms)``; winners are an int32 array ``(outputs, dim)`` for each term, or None.
     """
     apart = y.strides[0] // y.itemsize if len(y) > 1 else y.shape[-1]
-    run(recipe(matrix, terms, empty, y.dtype, winners, apart), matrix.address, _at(y), runs, weights)
+    run(recipe(matrix, terms, empty, y.dtype, winners, apart), matrix.address, address_of(y), runs, weights)
 
 
 class Gradients:
@@ -120,7 +121,7 @@ class Gradients:
         skipped = runs.skipped
         self.kept = [*fields, self.list, self.list_bounds, runs.tokens, skipped]
         self.kept = [None if a is None else np.ascontiguousarray(a, np.int64) for a in self.kept]
-        self.numbers = [len(taken), *(_at(a) for a in self.kept)]
+        self.numbers = [len(taken), *(address_of(a) for a in self.kept)]
         self.taken = taken
 
     def run(self, terms: Sequence[tuple[Term, Array, Array | None, Array | None, Array | None]], weights: Array | None,
@@ -129,8 +130,8 @@ class Gradients:
         gifts = []
         for term, a, b, by, won in terms:
             a_row, b_row = (0 if v is None else v.strides[0] // v.itemsize for v in (a, b))
-            gifts.append((_GIVES.index(term.reduction.give), term.p, term.eps, _at(a), _at(b), a_row, b_row, _at(by),
-                          _at(won)))  # fmt: skip
+            at_a, at_b, at_by, at_won = (address_of(v) for v in (a, b, by, won))
+            gifts.append((_GIVES.index(term.reduction.give), term.p, term.eps, at_a, at_b, a_row, b_row, at_by, at_won))
         self._run(gifts, weights, out, [])
 
     def attention(self, values: Matrix | None, query: Array, grad: Array, known: Array, out: Array,
@@ -142,15 +143,15 @@ class Gradients:
             where = [m.dim, m.row, m.col, 0, m.address]
         else:
             offsets = np.ascontiguousarray(values.offsets(self.runs)[self.taken], np.int64)
-            where = [values.dim, values.row, values.col, _at(offsets), values.address]
-        extra = [heads, *where, _at(query), _at(grad), _at(known), _at(out_values)]
+            where = [values.dim, values.row, values.col, address_of(offsets), values.address]
+        extra = [heads, *where, address_of(query), address_of(grad), address_of(known), address_of(out_values)]
         self._run([(_GIVES.index("attention"), 1.0, 0.0, 0, 0, 0, 0, 0, 0)], None, out, extra)
 
     def _run(self, gifts: list[Any], weights: Array | None, out: Array, attention: list[int]) -> None:
         m = self.matrix
         shape = [number_of(m.dtype), m.dim, m.row, m.col, m.n_rows]
-        _native.token_gradient(shape, self.numbers, [m.address, _at(weights), _at(out)], out.nbytes > _AROUND_CACHE,
-                               gifts, attention)  # fmt: skip
+        arrays = [m.address, address_of(weights), address_of(out)]
+        _native.token_gradient(shape, self.numbers, arrays, out.nbytes > _AROUND_CACHE, gifts, attention)
 
 
 def _blocks(flat: Ints, count: Ints, rows: int) -> tuple[Ints, Ints]:
@@ -170,7 +171,7 @@ def attend(matrix: Matrix, values: Matrix, runs: Runs, query: Array, empty: floa
     """Write attention pooling ``(outputs, heads, value dim)``; with ``grad``, each output's gradient of the query."""
     shape = [number_of(matrix.dtype), number_of(y.dtype), matrix.dim, matrix.row, matrix.col, values.dim, values.row,
              values.col, len(query)]  # fmt: skip
-    arrays = [matrix.address, values.address, *(_at(a) for a in (query, y, logsumexp, grad, known))]
+    arrays = [matrix.address, values.address, *(address_of(a) for a in (query, y, logsumexp, grad, known))]
     _native.token_attention(shape, _parts(matrix), _parts(values), _runs(runs), arrays, empty)
 
 
@@ -178,5 +179,5 @@ def dots(matrix: Matrix, runs: Runs, a: Array, b: Array | None, m: Array | None)
     """Return ``Σ_c a (x - m) + b (x - m)²`` for every token of every run, run after run."""
     y = np.empty(int(runs.tokens.sum()))
     shape = [number_of(matrix.dtype), matrix.dim, matrix.row, matrix.col]
-    _native.token_dots(shape, _parts(matrix), _runs(runs), [matrix.address, *(_at(v) for v in (a, b, m, y))])
+    _native.token_dots(shape, _parts(matrix), _runs(runs), [matrix.address, *(address_of(v) for v in (a, b, m, y))])
     return y
