@@ -38,6 +38,29 @@ class Recipe:
     @property
     def scratch(self) -> int: ...
 
+class Tensors:
+    def __init__(self, type: object, capsule: object | None, silent: tuple[object, ...], plain: object, records: object, forward_mode: dict[str, object]) -> None: ...
+
+class WindowCalls:
+    def __init__(self, tensors: Tensors, asked_for: object) -> None: ...
+
+    def run(self, function: object, args: object, kwargs: object) -> object:
+        """Return the pooled tensor of a call that is known, or NotImplemented."""
+
+    def add(self, function: object, args: object, kwargs: object, recipe: object, shape: object, strides: object, mask: int) -> None: ...
+
+    def clear(self) -> None: ...
+
+class TokenCalls:
+    def __init__(self, tensors: Tensors, asked_for: object, large: int) -> None: ...
+
+    def run(self, x: object, layouts: object, what: object) -> object:
+        """Return the pooled tensor of a call that is known, or NotImplemented."""
+
+    def add(self, x: object, layouts: object, what: object, recipe: object, padded_left: bool, segments: int, prefix: int) -> None: ...
+
+    def clear(self) -> None: ...
+
 def leave_out(x: object, mask: object, y: object, valid: object | None, axes: Sequence[Sequence[int]], bytes: int, none: int, largest: int) -> None:
     """
     Write x into y, and none where mask is False; an axis is (elements, steps of x, of mask, of y).

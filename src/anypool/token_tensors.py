@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.overrides import has_torch_function_unary
 
-from anypool import _native
+from anypool import _native, tokens
 from anypool.arguments import is_sequence, number_argument, shown
 from anypool.attention import (
     AttentionCall,
@@ -27,7 +27,7 @@ from anypool.attention import (
     remember_attention,
 )
 from anypool.backends import asked_for, tokens_native
-from anypool.limits import require
+from anypool.limits import LARGE, require
 from anypool.tensors import plain
 from anypool.tensors.kernels import address_of
 from anypool.tensors.spec import NUMPY
@@ -36,13 +36,13 @@ from anypool.token_matrix import Matrix, check_shape, matrix_at, matrix_of
 from anypool.token_reductions import names_of, terms_of
 from anypool.tokens import (
     LAYOUTS,
+    MOST_PARTS,
+    OPTIONS,
     TokenCall,
     backend_of,
     call_of,
     key_of,
-    recipe_of,
     recipes,
-    remember,
     run_call,
 )
 from anypool.windows import size_argument
@@ -545,26 +545,45 @@ def _key_of(x: torch.Tensor, kwargs: dict[str, Any], *what: Any) -> tuple[Hashab
     return (key, kind) if where is None or (type(where) is torch.Tensor and plain.is_plain(where)) else (None, "")
 
 
+known = _native.TokenCalls(plain.TENSORS, asked_for, LARGE)
+_run = known.run
+_compiling = torch.compiler.is_dynamo_compiling  # other tracers show in the tensor, or in the modes
+
+
+def quick(x: Any, layouts: tuple[Any, ...], what: tuple[Any, ...]) -> Any:
+    """Return the pooled tokens if nothing but the data is new in a call."""
+    return NotImplemented if _compiling() else _run(x, layouts, what)
+
+
+tokens.quick = quick
+
+
+def _remember(x: torch.Tensor, call: TokenCall, reduction: Any, kwargs: dict[str, Any]) -> None:
+    """Keep what a call has found out, but for its data, if kernels run it and it can be known again."""
+    segments, prefix = kwargs["num_segments"], kwargs["exclude_prefix"]
+    if kwargs["dtype"] is not None or any(not (n is None or type(n) is int) for n in (segments, prefix)):
+        return
+    parts = len(call.matrix.rows)
+    if not 0 < parts <= MOST_PARTS or int(call.matrix.rows.max()) >= 2**31 or backend_of(call) is not tokens_native:
+        return
+    recipe = tokens_native.recipe(call.matrix, call.terms, call.empty, NUMPY[x.dtype])
+    what = (reduction, *(kwargs[name] for name in OPTIONS))
+    known.add(x, tuple(kwargs[name] for name in LAYOUTS), what, recipe, kwargs["side"] == "left",
+              -1 if segments is None else segments, -1 if prefix is None else prefix)  # fmt: skip
+
+
 def pool_tokens(x: Any, reduction: Any, **kwargs: Any) -> torch.Tensor:
     """As `anypool.pool_tokens`, for tensors."""
-    key: Hashable = None
-    if kwargs["weights"] is None and _unwatched(x):
-        key, kind = _key_of(x, kwargs, reduction, kwargs["norm_type"], kwargs["r"], kwargs["eps"])
-        recipe = recipes.get(key)
-        if recipe is not None:
-            runs = recipe.seen.runs(_array(kwargs.get(kind)))
-            y = _empty((*runs.shape, recipe.width), x)
-            tokens_native.run(recipe.native, address_of(x), y.data_ptr(), runs)
-            return y
     found = _arguments(x, reduction, **kwargs)
-    x, w = found[0], found[_WEIGHTS]
+    given, x, w = x, found[0], found[_WEIGHTS]
     if _composed(x):
         return token_operations().pool(x, _call(*found), w)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and (x.requires_grad or (w is not None and w.requires_grad)):
         return torch.ops.anypool_tokens.reduce_known(*found)[0]  # type: ignore[no-any-return]
     if not torch.compiler.is_compiling() and not _watched(x):  # without the dispatcher
         call = _call(*found)
-        remember(key, lambda: recipe_of(call, NUMPY[x.dtype], kind, kwargs), call.matrix, call.runs)
+        if x is given and w is None:
+            _remember(x, call, reduction, kwargs)
         return _reduce_call(x, call)
     return torch.ops.anypool_tokens.reduce(*found)  # type: ignore[no-any-return]
 

@@ -24,6 +24,7 @@ from anypool.token_reductions import Term, result_dtype, terms_of
 Array = npt.NDArray[Any]
 
 LAYOUTS = ("mask", "lengths", "offsets", "segment_ids", "spans")
+OPTIONS = ("side", "num_segments", "weights", "exclude_prefix", "empty", "norm_type", "r", "eps", "dtype")
 
 
 def holds_tensors(x: Any) -> bool:
@@ -32,6 +33,8 @@ def holds_tensors(x: Any) -> bool:
 
 
 _tensors: Any = None
+# Of tensors, once there are such: pools them if the call is known but for its data, else returns NotImplemented.
+quick: Callable[[Any, tuple[Any, ...], tuple[Any, ...]], Any] | None = None
 
 
 def tensors() -> Any:
@@ -185,7 +188,7 @@ class Recipe(NamedTuple):
 
 
 recipes: dict[Hashable, Any] = {}
-_MOST_PARTS = 4096  # of a batch: a recipe has 32 bytes for each, and what a call of more costs is not its beginning
+MOST_PARTS = 4096  # of a batch: a recipe has 32 bytes for each, and what a call of more costs is not its beginning
 
 
 def key_of(x: Any, strides: Sequence[int], options: Mapping[str, Any], *what: Any) -> tuple[Hashable, str]:
@@ -209,7 +212,7 @@ def key_of(x: Any, strides: Sequence[int], options: Mapping[str, Any], *what: An
 def remember(key: Hashable, make: Callable[[], Any], matrix: Matrix, runs: Runs) -> None:
     """Keep what a call has found out, if a kernel runs it and no other data can change that."""
     parts = len(matrix.rows)
-    if key is None or not 0 < parts <= _MOST_PARTS or int(matrix.rows.max()) >= 2**31 or not natively(matrix, runs):
+    if key is None or not 0 < parts <= MOST_PARTS or int(matrix.rows.max()) >= 2**31 or not natively(matrix, runs):
         return
     if len(recipes) >= 1024:
         recipes.clear()
@@ -276,6 +279,11 @@ def pool_tokens(x: Any, reduction: str | Sequence[str], *, mask: Any = None, len
            [ 3.,  5.],
            [nan, nan]])
     """
+    if quick is not None and type(x) is not np.ndarray:
+        what = reduction, side, num_segments, weights, exclude_prefix, empty, norm_type, r, eps, dtype
+        y = quick(x, (mask, lengths, offsets, segment_ids, spans), what)
+        if y is not NotImplemented:
+            return y
     run: Any = _arrays if not holds_tensors(x) else tensors().pool_tokens
     return run(x, reduction, mask=mask, lengths=lengths, side=side, offsets=offsets, segment_ids=segment_ids,
                num_segments=num_segments, spans=spans, weights=weights, exclude_prefix=exclude_prefix, empty=empty,

@@ -3,10 +3,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "bindings.hpp"
 #include "dispatch.hpp"
 #include "masks.hpp"
 #include "threads.hpp"
-#include "token_bindings.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -107,6 +107,7 @@ NB_MODULE(_native, m) {
       .def_ro("bytes", &anypool::Recipe::bytes)
       .def_ro("tasks", &anypool::Recipe::tasks)
       .def_ro("scratch", &anypool::Recipe::scratch);
+  bind_calls(m);
   m.def(
       "leave_out",
       [](nb::handle x, nb::handle mask, nb::handle y, nb::handle valid, const std::vector<Numbers>& axes, i64 bytes,

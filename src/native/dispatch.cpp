@@ -8,6 +8,7 @@
 #include "geometry.hpp"
 #include "levels.hpp"
 #include "masked.hpp"
+#include "pages.hpp"
 #include "threads.hpp"
 
 namespace anypool {
@@ -127,6 +128,7 @@ void Recipe::prepare() {
     return n;
   };
   bytes = elements(true) * size_of(p.in) + elements(false) * size_of(p.out);
+  written = elements(backward);
 
   if (elements(backward) == 0) return;  // nothing to write
 
@@ -183,6 +185,8 @@ void Recipe::prepare(const Masking& masking) {
 
 void Recipe::run(const Buffers& buffers) const {
   if (!tasks) return;
+  ask_for_large_pages(buffers.y, written * size_of(plan.out));
+  if (!backward && buffers.code) ask_for_large_pages(buffers.code, written * size_of(type_of(plan.code)));
   struct Context {
     const Recipe* recipe;
     const Buffers* buffers;

@@ -63,6 +63,10 @@ inline i64 divisor_of(const Axis& a, i64 o, Divisor rule) {
   return n < w.taps ? n : w.taps;
 }
 
+inline DType type_of(Code c) {
+  return c == Code::u8 ? DType::u8 : c == Code::u16 ? DType::u16 : c == Code::i32 ? DType::i32 : DType::i64;
+}
+
 inline i64 size_of(DType t) {
   switch (t) {
     case DType::u8:

@@ -29,7 +29,7 @@ ANYPOOL_INLINE void read_in_order(const void* row, i64 bytes) {
 
 // Whether no cache is to be counted on to hold the input.
 inline bool beyond_caches(const Plan& p) {
-  constexpr i64 kCached = 16 << 20;  // bytes
+  constexpr i64 kCached = 4 << 20;  // bytes
   i64 n = p.inner * i64(size_of(p.in));
   for (int a = 0; a < p.n_outer; ++a) n *= p.outer[a];
   for (const Axis& a : p.axis) n *= a.n_in;

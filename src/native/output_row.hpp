@@ -7,10 +7,6 @@ namespace {
 
 constexpr i64 kOffsetTable = 4096;  // codes whose place in the input is looked up instead of computed
 
-inline DType type_of(Code c) {
-  return c == Code::u8 ? DType::u8 : c == Code::u16 ? DType::u16 : c == Code::i32 ? DType::i32 : DType::i64;
-}
-
 inline i64 taps_of(const Plan& p) { return p.axis[0].kernel * p.axis[1].kernel * p.axis[2].kernel; }
 
 class OutputRow {

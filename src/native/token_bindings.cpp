@@ -6,7 +6,7 @@
 
 #include <tuple>
 
-#include "token_bindings.hpp"
+#include "bindings.hpp"
 #include "tokens.hpp"
 
 namespace nb = nanobind;

@@ -9,6 +9,7 @@
 #include "dispatch.hpp"
 #include "geometry.hpp"
 #include "levels.hpp"
+#include "pages.hpp"
 #include "threads.hpp"
 
 namespace anypool {
@@ -137,6 +138,7 @@ void run_tokens(const TokenPlan& plan) {
   const i64 n = i64(pieces.list.size()), state = k.state_bytes(plan, width);
   const i64 scratch = k.scratch_bytes(plan, width, std::max(pieces.most, pieces.partials * kChunk));
   const Memory partials(pieces.partials * state * count);
+  ask_for_large_pages(plan.y, plan.runs.outputs * plan.y_row * size_of(plan.out));
   const auto in_strip = [&](i64 strip, auto&& work) {
     const i64 column = strip * width;
     const Memory memory(scratch);
@@ -176,6 +178,8 @@ void run_attention(const AttentionPlan& plan) {
 
 void run_token_gradient(const GradientPlan& plan) {
   const TokenKernels& k = kernels();
+  ask_for_large_pages(plan.grad, plan.rows * plan.dim * size_of(plan.in));
+  if (plan.grad_values) ask_for_large_pages(plan.grad_values, plan.rows * plan.value_dim * size_of(plan.in));
   const int threads = threads_for(plan.rows * plan.dim * size_of(plan.in));
   const i64 scratch = k.gradient_scratch_bytes(plan);
   const i64 tasks = threads == 1 ? 1 : std::min<i64>(8 * threads, plan.rows);

@@ -56,6 +56,7 @@ GRADIENTS = tuple(
 TOKENS = ("tests/test_tokens.py",)
 TIED_MEDIAN = ("tests/test_window_reductions.py::test_gradients_of_ties",)
 MASKED = ("tests/test_masked_kernels.py",)
+KNOWN = ("tests/test_known_calls.py",)
 KERNELS = ("tests/test_kernels.py",)
 MODES = ("tests/test_window_reductions.py::test_like_numpy",)
 MOMENTS = ("tests/test_window_reductions.py::test_windows[std-2-channels_first]",)
@@ -141,5 +142,11 @@ MUTATIONS = (
     Mutation("padding counts in a std", FUNCTIONS, "first[..., None], 0.0)", "first[..., None], -first[..., None])",
              MOMENTS),
     Mutation("a gradient's pieces forget what they share", GATHERED, "if known > seen.start:", "if False:", PIECES),
+    Mutation("native: a known call does not ask for the backend", "native/known_calls.hpp",
+             "if (Py_TYPE(a) != Py_TYPE(b)) return false;", "if (PyUnicode_CheckExact(a)) return true;", KNOWN),
+    Mutation("native: negated memory is taken as it is", "native/tensors.hpp",
+             "return !says_nothing(PyObject_CallMethodObjArgs(x.ptr(), negated_.ptr(), nullptr));", "return x.is_none();", KNOWN),
+    Mutation("native: offsets may fall", "native/token_layouts.cpp",
+             "if (at < before || at > length()) return false;", "if (at > length()) return false;", KNOWN),
     Mutation("gradient of max|x| loses signs", OPERATION, "grad_x *= signs", "pass", GRADIENTS),
 )  # fmt: skip

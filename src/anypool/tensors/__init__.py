@@ -17,8 +17,8 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from anypool import _native, limits, operation, unpooling
 from anypool import fractional as fractional_pooling
-from anypool import limits, operation, unpooling
 from anypool.arguments import flag_argument, shown
 from anypool.backends import asked_for, native, registry, select
 from anypool.backends import torch as reference
@@ -47,7 +47,7 @@ class Call:
 
     __slots__ = (
         *("absolute", "alone", "autocast", "coded", "direct", "final", "function", "indices"),
-        *("mask", "plan", "run", "spec", "squeezed", "strides", "what"),
+        *("plan", "spec", "squeezed", "strides", "what"),
     )
     plan: Any
 
@@ -74,8 +74,6 @@ class Call:
             self.strides = tuple(s for a, s in enumerate(self.plan.strides) if a not in problem.squeeze)
             plan = self.plan
             self.direct = not (plan.recipe is None or self.indices or plan.large or plan.cast or self.autocast)
-            if self.direct:
-                self.run, self.mask = plan.recipe.run, plan.mask
 
 
 def _with_numpy_dtype(what: Description) -> Description:
@@ -103,10 +101,21 @@ def _remember(key: Hashable, call: Call) -> Call:
     return call
 
 
+known = _native.WindowCalls(plain.TENSORS, asked_for)
+_run = known.run
+
+
 def quick(build: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the pooled tensor if nothing needs to be looked into: plain memory, arguments of plain numbers."""
+    if _compiling():
+        return NotImplemented
+    y = _run(build, args, kwargs)  # as few functions as can be: beside a model each of them is out of the caches
+    return _looked_into(build, args, kwargs) if y is NotImplemented else y
+
+
+def _looked_into(build: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x = args[0]
-    if "out" in kwargs or not isinstance(x, _Tensor) or has_torch_function_unary(x) or _compiling():
+    if "out" in kwargs or not isinstance(x, _Tensor) or has_torch_function_unary(x):
         return NotImplemented
     if _keys(x).raw_repr() not in PLAIN or _modes() or _tracing() is not None:
         return NotImplemented
@@ -122,13 +131,8 @@ def quick(build: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         if built.selection is not None or gathered.needs_whole_windows(built.what) or _of_nonzero(x, built.what):
             return NotImplemented
         call = _remember(key, Call(x, built.what))
-    # A model has put all of this out of the caches, where each function more takes as long as ten do otherwise.
-    if call.direct and not (x.requires_grad and _records()) and _forward_mode._current_level < 0:
-        address = x.data_ptr()
-        if address and not address & call.mask:
-            y = x.new_empty_strided(call.final, call.strides)
-            call.run(address, y.data_ptr())
-            return y
+    if call.direct and not (x.requires_grad and _records()):
+        known.add(build, args, kwargs, call.plan.recipe, call.final, call.strides, call.plan.mask)
     return _pooled(x, call, None)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from anypool import _native
+
 _KEY = torch._C.DispatchKey
 _keys = torch._C._dispatch_keys
 _modes = torch._C._len_torch_dispatch_stack
@@ -30,6 +32,22 @@ PLAIN = frozenset({
 def is_plain(x: Any) -> bool:
     """Return whether x is memory of this machine, and nobody watches what is done with it."""
     return _keys(x).raw_repr() in PLAIN and not _modes()
+
+
+# As kernels that are called without Python see them. Nothing is followed while all of these return nothing.
+TENSORS = _native.Tensors(
+    torch.Tensor,
+    getattr(torch.Tensor, "__dlpack_c_exchange_api__", None),
+    (
+        torch._C._is_torch_function_mode_enabled,
+        _modes,
+        torch._C._get_tracing_state,
+        torch._C._are_functorch_transforms_active,
+    ),
+    is_plain,
+    torch.is_grad_enabled,
+    vars(torch.autograd.forward_ad),
+)
 
 
 def elsewhere(x: torch.Tensor) -> bool:

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 
 void bind_tokens(nanobind::module_& m);
+void bind_calls(nanobind::module_& m);
 
 // Where an ndarray's elements are: the first field behind the object's header, as NumPy's C interface lays it down
 // (PyArrayObject_fields). Asking for it in Python takes 0.5 us, and DLPack knows no bfloat16 of NumPy. An int is the
