@@ -17,6 +17,9 @@ from benchmarks.rows import Row
 # data of 8 MB is measurably not there any more at the next run.
 LARGER, CACHED = "D", "C"
 MULTIPLES = {LARGER: 4.0, CACHED: 0.125}
+# Where the fastest peer is as close as this, a few turns do not tell who is faster: the row is measured anew for longer,
+# and only that counts.
+CLOSE, LONGER = 1.25, 4
 MOST = {LARGER: math.inf, CACHED: 0.25}  # a row whose smallest form moves more than this has no such size
 
 
@@ -121,6 +124,11 @@ def measured(row: Row, size: str, names: Iterable[str], seconds: float, narrow: 
         runs["3 wide"] = three.into
     peers, refused = prepared(made, names)
     runs |= {name: peer.run for name, peer in peers.items()}
-    times = interleaved(runs, seconds)
-    times.setdefault("fresh", times["anypool"])
-    return Result(row, size, made.moved, times, refused)
+    for patience in (1, LONGER):
+        times = interleaved(runs, seconds * patience)
+        times.setdefault("fresh", times["anypool"])
+        result = Result(row, size, made.moved, times, refused)
+        best = result.best()
+        if best is None or not 1 / CLOSE < best[1] < CLOSE:
+            break
+    return result

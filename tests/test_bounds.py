@@ -35,6 +35,17 @@ def between_pages(a, at_end):
     return b
 
 name, dtype = sys.argv[1:]
+bins = test_kernels.NARROW.get(name) or test_kernels.BINS.get(name)
+if bins:
+    x = np.abs(np.random.default_rng(0).standard_normal(bins[0]) * 50).astype(dtype)
+    for kind in ("max", "avg"):
+        of = getattr(ap, f"adaptive_{kind}_pool{len(bins[1])}d")
+        wanted = of(x, bins[1])
+        for at_end in (True, False):
+            out = between_pages(np.zeros_like(wanted), at_end)
+            of(between_pages(x, at_end), bins[1], out=out)
+            assert np.array_equal(out, wanted)
+    sys.exit()
 coded = name in test_kernels.CODED
 shape, *rest = (test_kernels.CODED if coded else test_kernels.WINDOWS)[name]
 last, kwargs = (False, rest[0]) if coded else rest[:2]
@@ -62,7 +73,7 @@ for reduction in ("max", "mean"):
 def names() -> list[str]:
     import test_kernels
 
-    return [*test_kernels.WINDOWS, *test_kernels.CODED]
+    return [*test_kernels.WINDOWS, *test_kernels.CODED, *test_kernels.NARROW, *test_kernels.BINS]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])

@@ -317,6 +317,44 @@ def test_bins_that_differ(bins, dtype):
             assert tolerance.same_bits(native, reference), which
 
 
+# (shape, output size): on planes whose rows fit a vector, or half of one.
+NARROW = {
+    "3x5 of 7x7": ((3, 23, 7, 7), (3, 5)),
+    "one plane": ((1, 1, 7, 7), (3, 5)),
+    "5 of 14x14": ((2, 9, 14, 14), (5, 5)),
+    "4x3 of 16x8": ((1, 19, 16, 8), (4, 3)),
+    "2 of 5x3": ((2, 17, 5, 3), (2, 2)),
+    "more than there are": ((2, 3, 5, 6), (7, 8)),
+    "few of many rows": ((1, 5, 15, 7), (2, 5)),
+    "all columns": ((2, 3, 7, 5), (3, 5)),
+}
+
+
+@pytest.mark.parametrize("narrow", NARROW)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_bins_of_narrow_planes(narrow, dtype):
+    """Maxima, minima and means; views of the input, and results that lie apart."""
+    shape, size = NARROW[narrow]
+    for which in ("numbers", "NaN in each lane", "one NaN at the end", "infinities and zeros"):
+        x = special(shape, cases.dtype_of(dtype), which)
+        if dtype == "float32" and ap.backends.native.info()["isa"] in ("x86_64_v3", "x86_64_v4") and shape[-1] <= 8:
+            assert "narrow planes" in ap.explain(ap.adaptive_max_pool2d, x, size).kernel
+        wide = np.zeros((*shape[:-2], shape[-2] + 2, shape[-1] + 3), x.dtype)
+        inside = wide[..., 1:-1, 2:-1]
+        inside[...] = x
+        for of in (ap.adaptive_max_pool2d, ap.adaptive_avg_pool2d):
+            with ap.backends.use("reference"):
+                wanted = of(x, size)
+            out = np.zeros((*wanted.shape[:-1], wanted.shape[-1] + 2), wanted.dtype)
+            with ap.backends.use("native"):
+                for y in (of(x, size), of(inside, size), of(x, size, out=out[..., 1:-1])):
+                    assert tolerance.same_bits(y, wanted), which
+                assert tolerance.same_bits(of(x[:, ::2], size), wanted[:, ::2]), which
+                assert tolerance.same_bits(of(x.swapaxes(0, 1), size), wanted.swapaxes(0, 1)), which
+            assert not out[..., 0].any()
+            assert not out[..., -1].any()
+
+
 @pytest.mark.parametrize("include", [True, False])
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
