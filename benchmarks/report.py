@@ -24,6 +24,8 @@ everybody; a result that differs from ours is not timed. Ours is compared with t
   it; {CACHED}: an eighth of that, so that it stays there between runs. Batch and channels are scaled, planes never. A
   turn begins when no thread is busy, and with untimed runs that wake threads and fill the cache, the copy's like any
   other.
+- Where the fastest peer is closer than a quarter, on either side, a row is measured anew for four times as long, and
+  only that counts.
 - **ms**: ours with `out=`; **new**: with a result allocated in the call.
 - **of copy**: the time in which a copy reads and writes as many bytes as the pooling has to, divided by ours with
   `out=`. Bold: below what the family aims at.

@@ -17,8 +17,8 @@ from benchmarks.rows import Row
 # data of 8 MB is measurably not there any more at the next run.
 LARGER, CACHED = "D", "C"
 MULTIPLES = {LARGER: 4.0, CACHED: 0.125}
-# Where the fastest peer is as close as this, a few turns do not tell who is faster: the row is measured anew for longer,
-# and only that counts.
+# Where the fastest peer is as close as this, a few turns do not tell who is faster: the row is measured anew, so many
+# times as long, and only that counts.
 CLOSE, LONGER = 1.25, 4
 MOST = {LARGER: math.inf, CACHED: 0.25}  # a row whose smallest form moves more than this has no such size
 

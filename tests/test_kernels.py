@@ -367,6 +367,20 @@ def test_means(window, dtype, include):
     assert tolerance.same_bits(native, reference)
 
 
+@pytest.mark.parametrize("window", WINDOWS)
+def test_means_of_large_ints(window):
+    """Sums that 32 bits do not hold, and quotients that are ties or close to one."""
+    shape, last, kwargs, _ = WINDOWS[window]
+    limits = np.iinfo(np.int32)
+    rng = np.random.default_rng(7)
+    ends = np.array([limits.min, limits.min + 1, -1, 0, 1, limits.max - 1, limits.max])
+    for x in (rng.integers(limits.min, limits.max, shape, np.int32, endpoint=True),
+              rng.choice(ends, shape).astype(np.int32)):  # fmt: skip
+        x, axes = laid_out(x, last)
+        native, reference = both(x, "mean", **axes, **kwargs)
+        assert tolerance.same_bits(native, reference)
+
+
 @pytest.mark.parametrize("divisor", [1, 2, 3, 4, 6, 7, 9, 16, 25, 27, 255, 1000, 1001, 100_000])
 @pytest.mark.parametrize("window", ["rows, stride 1", "rows, 2x2", "pictures, 2x2", "pictures, 3x3", "pixels, 2x2"])
 def test_bytes_are_divided_exactly(window, divisor):

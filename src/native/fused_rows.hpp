@@ -185,7 +185,10 @@ inline FusedChoice fused_choice_of(const Plan& p) {
       if (pairs_of_bytes(p)) return {BytePairs::run, false, false};
       return p.finish == Finish::divide ? fused_choice<uint8_t, Sum<uint16_t>, Sum<uint16_t>, Sum<uint16_t>>(p)
                                         : FusedChoice{};
-    case DType::i32: return p.merge == Merge::sum ? FusedChoice{} : fused_choice_of<int32_t, int32_t>(p);
+    case DType::i32:  // sums of so few of them are whole numbers of a double
+      if (p.merge != Merge::sum) return fused_choice_of<int32_t, int32_t>(p);
+      return p.finish == Finish::divide ? fused_choice<int32_t, Sum<double>, Sum<double>, Sum<double>>(p)
+                                        : FusedChoice{};
     default:
       return with_float_types<FusedChoice>(p, [&](auto t, auto a) {
         return fused_choice_of<typename decltype(t)::type, typename decltype(a)::type>(p);
@@ -468,7 +471,8 @@ class FusedRows {
         for (i64 o = 0; reciprocal_ && o < n * unit_; ++o) out[o] = 1 / out[o];
         for (i64 o = n * unit_; o < n * unit_ + 256 / i64(sizeof *out); ++o) out[o] = 1;  // lanes that are not stored
       };
-      p_.acc == DType::f64 ? put(reinterpret_cast<double*>(divisor_)) : put(reinterpret_cast<float*>(divisor_));
+      p_.acc == DType::f64 || p_.in == DType::i32 ? put(reinterpret_cast<double*>(divisor_))
+                                                  : put(reinterpret_cast<float*>(divisor_));
       const i64 taps = p_.axis[0].kernel * p_.axis[1].kernel * p_.axis[2].kernel;
       const bool whole = even && p_.in == DType::u8 && last >= 1 && last < 65536 && last == double(i64(last));
       byte_division_ = whole ? ByteDivision(i64(last), taps * 255) : ByteDivision{};

@@ -25,6 +25,15 @@ struct Numbers {
   }
   static ANYPOOL_INLINE Raw narrow_number(Vec<A, L> v) { return narrow(v); }
 };
+// Quotients of sums of ints: to nearest, ties to even.
+template <int L>
+struct Numbers<int32_t, double, L> {
+  using Bits = int32_t;
+  using Raw = Vec<int32_t, L>;
+  static ANYPOOL_INLINE Vec<double, L> wide(Raw v) { return __builtin_convertvector(v, Vec<double, L>); }
+  static ANYPOOL_INLINE Raw narrow(Vec<double, L> v) { return __builtin_convertvector(v + 0x1.8p52 - 0x1.8p52, Raw); }
+  static ANYPOOL_INLINE Raw narrow_number(Vec<double, L> v) { return narrow(v); }
+};
 template <int L>
 struct Numbers<bf16, float, L> {
   using Bits = uint16_t;

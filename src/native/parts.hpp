@@ -34,7 +34,8 @@ ANYPOOL_INLINE Vec<T, L> load_bits(const T* p, const Part& part) {
     return from_register<Vec<T, L>>(_mm_maskz_loadu_epi8(__mmask16(m), p));
   } else if constexpr (sizeof(T) * L == 32) {
     if constexpr (sizeof(T) == 1) return (Vec<T, L>)_mm256_maskz_loadu_epi8(__mmask32(m), p);
-    return (Vec<T, L>)_mm256_maskz_loadu_epi16(__mmask16(m), p);
+    if constexpr (sizeof(T) == 2) return (Vec<T, L>)_mm256_maskz_loadu_epi16(__mmask16(m), p);
+    return (Vec<T, L>)_mm256_maskz_loadu_epi32(__mmask8(m), p);
   } else {
     if constexpr (sizeof(T) == 1) return (Vec<T, L>)_mm512_maskz_loadu_epi8(m, p);
     if constexpr (sizeof(T) == 2) return (Vec<T, L>)_mm512_maskz_loadu_epi16(__mmask32(m), p);
@@ -50,7 +51,8 @@ ANYPOOL_INLINE void store_bits(T* p, Vec<T, L> v, const Part& part) {
     _mm_mask_storeu_epi8(p, __mmask16(m), in_register(v));
   } else if constexpr (sizeof(T) * L == 32) {
     if constexpr (sizeof(T) == 1) return _mm256_mask_storeu_epi8(p, __mmask32(m), (__m256i)v);
-    return _mm256_mask_storeu_epi16(p, __mmask16(m), (__m256i)v);
+    if constexpr (sizeof(T) == 2) return _mm256_mask_storeu_epi16(p, __mmask16(m), (__m256i)v);
+    return _mm256_mask_storeu_epi32(p, __mmask8(m), (__m256i)v);
   } else {
     if constexpr (sizeof(T) == 1) return _mm512_mask_storeu_epi8(p, m, (__m512i)v);
     if constexpr (sizeof(T) == 2) return _mm512_mask_storeu_epi16(p, __mmask32(m), (__m512i)v);
