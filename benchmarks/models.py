@@ -8,7 +8,8 @@ without its own dependencies, it serves for this (0.28.0 goes with torch 2.13.0)
 
 Weights are random and nothing is downloaded. All nine networks in one process took more than 22 GB once. Results are
 kept in a JSON file, so that a run can be made in pieces:
-``python -m benchmarks.models GoogLeNet VGG-16`` measures these two and writes the page from all that is known.
+``python -m benchmarks.models GoogLeNet VGG-16`` measures these two and writes the page from all that is known;
+``--keep-memory`` measures once more, for columns of their own, without page faults of the C library.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,9 +59,12 @@ largest output.
 
 Where pooling takes 1 or 2 % of the time, *×* says little about it: activations that the C library gives back to the
 system are new memory in each pass, and how much of it depends on what else was allocated, PyTorch's int64 indices for
-instance. [Design](design.md#speed-what-was-tried-and-measured) has some rows without
-that.
+instance, and on the process. The last two columns are of processes in which it keeps what is freed
+(`--keep-memory`: `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` of 1000000000), before and after alike:
+*× kept*, and the part of that network's time that pooling takes after.
 """
+
+KEPT = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
 
 
 def torchvision() -> Any:
@@ -91,10 +97,15 @@ def measured(names: list[str], seconds: float) -> Iterator[list[dict[str, Any]]]
             result = compare(name, model, x, seconds)
             sums = {"share": result.share, "pooling": result.pooling}
             both = {name: {s: of(s) for s in (BEFORE, AFTER)} for name, of in sums.items()}
-            found.append(result.to_dict() | {"memory_format": form} | both)
+            found.append(result.to_dict() | {"memory_format": form, "kept": keeps_memory()} | both)
             print(line(found[-1]), flush=True)
             plain = plain.float()
         yield found
+
+
+def keeps_memory() -> bool:
+    """Whether the C library of this process keeps what is freed."""
+    return all(os.environ.get(name) == value for name, value in KEPT.items())
 
 
 def line(r: dict[str, Any]) -> str:
@@ -127,6 +138,8 @@ HEAD = [
     "saved, MB",
     "after",
     "difference",
+    "× kept",
+    "pooling",
 ]
 
 
@@ -142,17 +155,27 @@ def page(results: list[dict[str, Any]]) -> str:
     """Return docs/models.md."""
     lines = ["# Models", "", ABOUT, environment(), "", f"![Models before and after]({PICTURE})", ""]
     for dtype, form, batch in itertools.product(DTYPES, FORMATS, BATCHES):
-        rows = [r for r in results if (r["dtype"], r["memory_format"], r["shape"][0]) == (dtype, form, batch)]
-        if rows:
-            lines += [f"## Batch {batch}, {dtype}, {form}", "", *table(HEAD, map(cells, rows)), ""]
+        if rows := rows_of(results, dtype, form, batch):
+            kept = {r["name"]: r for r in rows_of(results, dtype, form, batch, kept=True)}
+            texts = [[*cells(r), *kept_cells(kept.get(r["name"]))] for r in rows]
+            lines += [f"## Batch {batch}, {dtype}, {form}", "", *table(HEAD, texts), ""]
     return "\n".join(lines)
+
+
+def rows_of(results: list[dict[str, Any]], dtype: str, form: str, batch: int, kept: bool = False) -> list[Any]:
+    wanted = dtype, form, batch, kept
+    return [r for r in results if (r["dtype"], r["memory_format"], r["shape"][0], r["kept"]) == wanted]
+
+
+def kept_cells(r: dict[str, Any] | None) -> list[str]:
+    return ["", ""] if r is None else [f"{r['speed_up']:.2f}", f"{100 * r['share'][AFTER]:.1f} %"]
 
 
 def excerpt(text: str, results: list[dict[str, Any]]) -> str:
     """Return the README with the best known rows between its marks."""
     start, end = "<!-- models:start -->", "<!-- models:end -->"
     before, rest = text.split(start)
-    rows = [r for r in results if (r["dtype"], r["memory_format"], r["shape"][0]) == ("float32", "channels_first", 8)]
+    rows = rows_of(results, "float32", "channels_first", 8)
     shown = table(
         ["network, batch 8, float32", "PyTorch, ms", "after, ms", "×", "pooling, of the time", "after"],
         ([*cells(r)[:4], *cells(r)[4:6]] for r in rows),
@@ -169,7 +192,7 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     for axis, form in zip(panels, FORMATS, strict=True):
-        rows = [r for r in results if (r["dtype"], r["memory_format"], r["shape"][0]) == ("float32", form, 8)]
+        rows = rows_of(results, "float32", form, 8)
         for i, r in enumerate(rows):
             for offset, at, colour in ((-0.2, BEFORE, "#d62728"), (0.2, AFTER, "#1f77b4")):
                 whole = 100 * r["seconds"][at] / r["seconds"][BEFORE]
@@ -194,12 +217,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the page to write; a picture and the README's excerpt come with it")
     parser.add_argument("--json", type=Path, default=Path("build/models.json"), help="where results are kept")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each row")
+    parser.add_argument("--keep-memory", action="store_true", help="as if the C library kept all memory that is freed")
     options = parser.parse_args()
+    if options.keep_memory and not keeps_memory():  # which it asks the environment about as it begins
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.models", *sys.argv[1:]], os.environ | KEPT)
     if unknown := set(options.names) - set(NETWORKS):
         parser.error(f"no such network: {', '.join(unknown)}")
     known = json.loads(options.json.read_text()) if options.json.exists() else []
     names = options.names or ([] if known and options.out else list(NETWORKS))
-    results = [r for r in known if r["name"] not in names]
+    results = [r for r in known if r["name"] not in names or r["kept"] != keeps_memory()]
     options.json.parent.mkdir(parents=True, exist_ok=True)
     for found in measured(names, options.seconds):
         results = sorted(results + found, key=lambda r: list(NETWORKS).index(r["name"]))
