@@ -377,8 +377,9 @@ def test_means_of_large_ints(window):
     for x in (rng.integers(limits.min, limits.max, shape, np.int32, endpoint=True),
               rng.choice(ends, shape).astype(np.int32)):  # fmt: skip
         x, axes = laid_out(x, last)
-        native, reference = both(x, "mean", **axes, **kwargs)
-        assert tolerance.same_bits(native, reference)
+        for override in (None, 1, 2, 3):  # quotients that 32 bits do not hold wrap
+            native, reference = both(x, "mean", divisor_override=override, **axes, **kwargs)
+            assert tolerance.same_bits(native, reference), override
 
 
 @pytest.mark.parametrize("divisor", [1, 2, 3, 4, 6, 7, 9, 16, 25, 27, 255, 1000, 1001, 100_000])

@@ -98,7 +98,7 @@ def _array(t: torch.Tensor | None) -> Any:
         return None
     if t.requires_grad or t.device.type != "cpu":
         t = t.detach().cpu()
-    return (t.float() if t.dtype == torch.bfloat16 else t).numpy()
+    return (t.float() if t.dtype == torch.bfloat16 else t.resolve_neg()).numpy()
 
 
 def _numbers(t: torch.Tensor | None, x: torch.Tensor) -> Any:
@@ -561,6 +561,9 @@ tokens.quick = quick
 def _remember(x: torch.Tensor, call: TokenCall, reduction: Any, kwargs: dict[str, Any]) -> None:
     """Keep what a call has found out, but for its data, if kernels run it and it can be known again."""
     segments, prefix = kwargs["num_segments"], kwargs["exclude_prefix"]
+    given = [kwargs[name] for name in LAYOUTS if kwargs[name] is not None]
+    if type(x) is not torch.Tensor or any(type(t) is not torch.Tensor for t in given):
+        return
     if kwargs["dtype"] is not None or any(not (n is None or type(n) is int) for n in (segments, prefix)):
         return
     parts = len(call.matrix.rows)

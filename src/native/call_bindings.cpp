@@ -33,7 +33,8 @@ class Calls {
   // Whether x is a tensor that lies in the memory of this machine and of whose pooling nobody has to be told.
   bool view(nb::handle x, dlpack::Tensor& at) const {
     if (!tensors_.is_tensor(x) || (tensors_.records() && tensors_.requires_grad(x))) return false;
-    return tensors_.unwatched() && tensors_.view(x, at);
+    // Last, as nothing may run in between that lets another thread change the tensor.
+    return tensors_.unwatched() && !tensors_.negated(x) && tensors_.view(x, at);
   }
 };
 
@@ -65,15 +66,18 @@ class WindowCalls : Calls {
     const nb::object asked = asked_for();
     const auto found = known_.find(at, given(function, args, kwargs, asked));
     const auto address = reinterpret_cast<uintptr_t>(at.data) + at.byte_offset;
-    if (!found || address & found->mask || tensors_.negated(x)) return left_to_python();
-    const nb::object y = tensors_.empty(x, found->shape, found->strides);
+    if (!found || address & found->mask) return left_to_python();
+    nb::object y = tensors_.empty(x, found->shape, found->strides);
     dlpack::Tensor to;
     if (!y.is_valid() || !tensors_.view(y, to)) return left_to_python();
     const Buffers buffers{reinterpret_cast<void*>(address), static_cast<char*>(to.data) + to.byte_offset, nullptr,
                           nullptr, nullptr};
-    if (found->recipe->bytes < (64 << 10)) return found->recipe->run(buffers), y;
-    nb::gil_scoped_release release;
-    found->recipe->run(buffers);
+    if (found->recipe->bytes < (64 << 10)) {
+      found->recipe->run(buffers);
+    } else {
+      nb::gil_scoped_release release;
+      found->recipe->run(buffers);
+    }
     return y;
   }
   void add(nb::handle function, nb::handle args, nb::handle kwargs, nb::object recipe, nb::object shape,
@@ -143,24 +147,25 @@ class TokenCalls : Calls {
 
   nb::object run(nb::handle x, nb::handle layouts, nb::handle what) const {
     dlpack::Tensor at, where;
-    if (!view(x, at) || at.ndim < 2) return left_to_python();
     const Seen by = seen(layouts);
-    if (!by.one || (by.given && (!tensors_.is_tensor(by.given) || !tensors_.view(by.given, where))))
-      return left_to_python();
+    if (!by.one || (by.given && (!tensors_.is_tensor(by.given) || tensors_.negated(by.given)))) return left_to_python();
+    if (!view(x, at) || at.ndim < 2 || (by.given && !tensors_.view(by.given, where))) return left_to_python();
     const nb::object asked = asked_for();
     const auto found = known_.find(at, given(by.layout, what, asked));
     const auto address = reinterpret_cast<uintptr_t>(at.data) + at.byte_offset;
-    if (!found || address & uintptr_t(at.bits / 8 - 1) || tensors_.negated(x)) return left_to_python();
+    if (!found || address & uintptr_t(at.bits / 8 - 1)) return left_to_python();
     const TokenRecipe& recipe = *found->recipe;
     FoundRuns runs;
     if (!find_runs(by.layout, by.given ? &where : nullptr, at, found->options, runs)) return left_to_python();
     if (runs.outputs * recipe.plan.y_row * (at.bits / 8) >= large_) return left_to_python();
-    const nb::object y = result(x, at, by, runs.outputs, recipe.plan.y_row);
+    nb::object y = result(x, at, by, runs.outputs, recipe.plan.y_row);
     dlpack::Tensor to;
     if (!y.is_valid() || !tensors_.view(y, to)) return left_to_python();
-    nb::gil_scoped_release release;
-    recipe.run(reinterpret_cast<void*>(address), static_cast<char*>(to.data) + to.byte_offset, runs.get(), nullptr,
-               runs.skipped.empty() ? nullptr : runs.skipped.data());
+    {
+      nb::gil_scoped_release release;
+      recipe.run(reinterpret_cast<void*>(address), static_cast<char*>(to.data) + to.byte_offset, runs.get(), nullptr,
+                 runs.skipped.empty() ? nullptr : runs.skipped.data());
+    }
     return y;
   }
   void add(nb::handle x, nb::handle layouts, nb::handle what, nb::object recipe, bool padded_left, i64 segments,

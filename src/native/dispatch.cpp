@@ -88,6 +88,19 @@ void join_single_columns(Plan& p) {
   }
 }
 
+// Whether the elements of a result lie one behind the other from the first on, in whatever order.
+bool dense_result(const Plan& p, bool backward) {
+  i64 n = p.inner, reach = (p.inner - 1) * p.y_stride[3];
+  bool forwards = true;
+  const auto add = [&](i64 size, i64 stride) {
+    n *= size, reach += (size - 1) * stride;
+    forwards &= stride >= 0 || size <= 1;
+  };
+  for (int a = 0; a < p.n_outer; ++a) add(p.outer[a], p.y_outer[a]);
+  for (int a = 0; a < 3; ++a) add(backward ? p.axis[a].n_in : p.axis[a].n_out, p.y_stride[a]);
+  return forwards && reach == n - 1;
+}
+
 }  // namespace
 
 std::vector<std::string> built_levels() {
@@ -128,7 +141,7 @@ void Recipe::prepare() {
     return n;
   };
   bytes = elements(true) * size_of(p.in) + elements(false) * size_of(p.out);
-  written = elements(backward);
+  written = dense_result(p, backward) ? elements(backward) : 0;
 
   if (elements(backward) == 0) return;  // nothing to write
 

@@ -31,7 +31,7 @@ struct Recipe {
   i64 tasks = 0;
   i64 scratch = 0;
   i64 bytes = 0;                         // read and written, for the choice of threads
-  i64 written = 0;                       // elements of the result
+  i64 written = 0;                       // elements of the result, if they lie without gaps
   std::vector<i64> tables;               // windows of `table` axes live here
   std::shared_ptr<const Masked> masked;  // where not all inputs count
 

@@ -15,7 +15,7 @@ struct Tensor {
   uint64_t byte_offset;
 };
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kInt = 0, kUnsigned = 1, kFloat = 2, kBool = 6;
+constexpr uint8_t kInt = 0, kUnsigned = 1, kFloat = 2, kBrainFloat = 4, kBool = 6;
 
 struct ExchangeApi {
   uint32_t major, minor;

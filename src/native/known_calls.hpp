@@ -27,6 +27,7 @@ class Given {
  public:
   const int64_t which;
   uint32_t lists = 0;
+  int named = 0;  // where names and their values begin, if there are any
 
   explicit Given(int64_t which) : which(which) {}
   void add(PyObject* value) {
@@ -41,6 +42,7 @@ class Given {
     for (Py_ssize_t i = from; i < PyTuple_Size(tuple); ++i) add(PyTuple_GetItem(tuple, i));
   }
   void add_all(PyObject* dict) {
+    named = n_;
     Py_ssize_t at = 0;
     PyObject *key, *value;
     while (PyDict_Next(dict, &at, &key, &value)) add(key), add(value);
@@ -88,6 +90,7 @@ class KnownCalls {
   struct Entry {
     int64_t which;
     uint32_t lists;
+    int named;
     std::vector<int64_t> lies;
     std::vector<nb::object> given;
     std::shared_ptr<const Found> found;
@@ -112,7 +115,8 @@ class KnownCalls {
     return true;
   }
   static bool is_given(const Entry& entry, const Given& given) {
-    if (entry.which != given.which || entry.lists != given.lists || entry.given.size() != size_t(given.size()))
+    if (entry.which != given.which || entry.lists != given.lists || entry.named != given.named ||
+        entry.given.size() != size_t(given.size()))
       return false;
     for (int i = 0; i < given.size(); ++i)
       if (!same(entry.given[size_t(i)].ptr(), given[i])) return false;
@@ -133,7 +137,8 @@ class KnownCalls {
     size_t hash;
     if (!hash_of_call(x, given, hash) || find(x, given)) return;
     if (entries_.size() >= kMost) clear();
-    Entry entry{given.which, given.lists, {type_of(x)}, {}, std::make_shared<const Found>(std::move(found))};
+    Entry entry{given.which,  given.lists, given.named,
+                {type_of(x)}, {},          std::make_shared<const Found>(std::move(found))};
     for (int a = 0; a < x.ndim; ++a) entry.lies.insert(entry.lies.end(), {x.shape[a], x.strides[a]});
     for (int i = 0; i < given.size(); ++i) entry.given.push_back(nb::borrow(given[i]));
     entries_.emplace(hash, std::move(entry));

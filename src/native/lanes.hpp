@@ -25,13 +25,19 @@ struct Numbers {
   }
   static ANYPOOL_INLINE Raw narrow_number(Vec<A, L> v) { return narrow(v); }
 };
-// Quotients of sums of ints: to nearest, ties to even.
+// Quotients of sums of ints: to nearest, ties to even, modulo 2^32 as ints are. They are the lowest bits of a double's
+// mantissa once 1.5 * 2^52 has been added.
 template <int L>
 struct Numbers<int32_t, double, L> {
   using Bits = int32_t;
   using Raw = Vec<int32_t, L>;
   static ANYPOOL_INLINE Vec<double, L> wide(Raw v) { return __builtin_convertvector(v, Vec<double, L>); }
-  static ANYPOOL_INLINE Raw narrow(Vec<double, L> v) { return __builtin_convertvector(v + 0x1.8p52 - 0x1.8p52, Raw); }
+  static ANYPOOL_INLINE Raw narrow(Vec<double, L> v) {
+    v = v + 0x1.8p52;
+    Vec<int64_t, L> bits;
+    __builtin_memcpy(&bits, &v, sizeof bits);
+    return __builtin_convertvector(bits, Raw);
+  }
   static ANYPOOL_INLINE Raw narrow_number(Vec<double, L> v) { return narrow(v); }
 };
 template <int L>

@@ -29,12 +29,12 @@ ANYPOOL_INLINE Vec<float, L> moved_lanes(Vec<float, L> v, Vec<int32_t, L>) {
 }
 #endif
 
-constexpr i64 kMostNarrowTaps = 8;
+constexpr i64 kMostNarrowTaps = 8, kMostNarrowRows = 16;
 
 // KW: a power of two, as many taps as a window has on w, or more.
 template <class T, class Fast, class Careful, int KW>
 class NarrowPlanes {
-  static constexpr int L = kLanes<float>, kMostRows = 16;
+  static constexpr int L = kLanes<float>, kMostRows = int(kMostNarrowRows);
   static constexpr i64 kPlanes = 16;  // whose results are written at once: as few bytes cost as much as many
   using V = Vec<float, L>;
   using Memory = Lanes<T, float, L>;
@@ -55,9 +55,6 @@ class NarrowPlanes {
 
  public:
   static bool fits_twice(const Plan& p) { return higher(p.axis[2].n_in, p.axis[2].n_out) <= L / 2; }
-  static bool fits(const Plan& p) {
-    return higher(p.axis[2].n_in, p.axis[2].n_out) <= L && higher(p.axis[1].n_in, p.axis[1].n_out) <= kMostRows;
-  }
 
   NarrowPlanes(const Plan& p, Arena& arena)
       : p_(p),
@@ -185,7 +182,6 @@ PlanesRun narrow_run(const Plan& p) {
 #define ANYPOOL_NARROW(KW)                             \
   if (!found.run && p.axis[2].kernel <= KW) {          \
     using Planes = NarrowPlanes<T, Fast, Careful, KW>; \
-    if (!Planes::fits(p)) return {};                   \
     found = planes_run<Planes>();                      \
   }
   ANYPOOL_NARROW(2)
@@ -209,6 +205,7 @@ inline bool inside_alone(const Axis& a) {
 // For a plan whose windows differ on h or w, on planes of few columns; else nothing.
 inline PlanesRun narrow_run_of(const Plan& p) {
   const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
+  if (higher(w.n_in, w.n_out) > kLanes<float> || higher(h.n_in, h.n_out) > kMostNarrowRows) return {};
   if (!kMoves || (h.kind != AxisKind::table && w.kind != AxisKind::table) || p.acc != DType::f32 || p.in != p.out ||
       d.n_in != 1 || d.n_out != 1 || p.inner != 1 || p.x_stride[2] != 1 || p.y_stride[2] != 1 || p.adjoint ||
       p.lift != Lift::none || p.code != Code::none || p.merge == Merge::scaled_sum ||

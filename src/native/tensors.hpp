@@ -51,10 +51,11 @@ class Tensors {
     for (Py_ssize_t i = 0; i < n; ++i)
       if (!says_nothing(PyObject_CallNoArgs(PyTuple_GetItem(silent_.ptr(), i)))) return false;
     PyObject* level = PyDict_GetItemString(forward_mode_.ptr(), "_current_level");
-    return level && PyLong_AsLong(level) < 0;
+    return level && PyLong_Check(level) && PyLong_AsLong(level) < 0;
   }
 
-  // Where the elements of a tensor lie, if they lie in the memory of this machine.
+  // Where the elements of a tensor lie, if they lie in the memory of this machine. PyTorch tells of a storage without memory
+  // how far into it they would be: no address that small is believed.
   bool view(nb::handle x, dlpack::Tensor& found) const {
     if (careful_ && says_nothing(PyObject_CallFunctionObjArgs(plain_.ptr(), x.ptr(), nullptr))) return false;
     if (api_->tensor_of_object(x.ptr(), &found)) {
@@ -62,7 +63,7 @@ class Tensors {
       careful_ = true;
       return false;
     }
-    return found.device == dlpack::kCpu && found.data && found.lanes == 1;
+    return found.device == dlpack::kCpu && reinterpret_cast<uintptr_t>(found.data) >> 32 && found.lanes == 1;
   }
 
   bool records() const { return !says_nothing(PyObject_CallNoArgs(records_.ptr())); }

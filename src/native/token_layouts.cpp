@@ -126,15 +126,19 @@ class Reader {
   bool mask(const dlpack::Tensor& given) {
     if (!leads(given, 1) || given.shape[given.ndim - 1] != length()) return false;
     if (given.kind == dlpack::kBool || (is_integer(given) && given.bits == 8)) return mask_of<uint8_t>(given);
-    if (given.kind == dlpack::kInt && given.bits == 64) return mask_of<int64_t>(given);
-    if (given.kind == dlpack::kInt && given.bits == 32) return mask_of<int32_t>(given);
-    if (given.kind == dlpack::kFloat && given.bits == 32) return mask_of<float>(given);
-    return false;
+    if (is_integer(given)) {
+      if (given.bits == 64) return mask_of<int64_t>(given);
+      return given.bits == 32 ? mask_of<int32_t>(given) : mask_of<int16_t>(given);
+    }
+    if (given.kind == dlpack::kBrainFloat) return given.bits == 16 && mask_of<uint16_t>(given, 0x3f80);  // 1 as bits
+    if (given.kind != dlpack::kFloat) return false;
+    if (given.bits == 64) return mask_of<double>(given);
+    return given.bits == 32 ? mask_of<float>(given) : given.bits == 16 && mask_of<uint16_t>(given, 0x3c00);
   }
 
  private:
   template <class T>
-  bool mask_of(const dlpack::Tensor& given) {
+  bool mask_of(const dlpack::Tensor& given, T one = T(1)) {
     const i64 n = sequences(), length = this->length();
     for (auto* v : {&runs_.part, &runs_.start, &runs_.count, &runs_.bounds}) v->reserve(size_t(n) + 1);
     std::vector<T> copy;
@@ -146,7 +150,7 @@ class Reader {
     }
     for (i64 p = 0; p < n; ++p, row += length) {
       for (i64 t = 0; t < length;) {
-        const i64 begin = end_of(row, t, length, T(0)), end = end_of(row, begin, length, T(1));
+        const i64 begin = end_of(row, t, length, T(0)), end = end_of(row, begin, length, one);
         if (begin == end && end < length) return false;  // neither 0 nor 1
         if (end > begin) runs_.part.push_back(p), runs_.start.push_back(begin), runs_.count.push_back(end - begin);
         t = end;
