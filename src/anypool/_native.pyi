@@ -54,7 +54,7 @@ class WindowCalls:
 class TokenCalls:
     def __init__(self, tensors: Tensors, asked_for: object, large: int) -> None: ...
 
-    def run(self, x: object, layouts: object, what: object) -> object:
+    def run(self, x: object | None, layouts: object, what: object) -> object:
         """Return the pooled tensor of a call that is known, or NotImplemented."""
 
     def add(self, x: object, layouts: object, what: object, recipe: object, padded_left: bool, segments: int, prefix: int) -> None: ...

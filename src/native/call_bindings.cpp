@@ -194,7 +194,7 @@ void bind_calls(nb::module_& m) {
       .def("clear", &WindowCalls::clear);
   nb::class_<TokenCalls>(m, "TokenCalls")
       .def(nb::init<Tensors, nb::object, int64_t>(), "tensors"_a, "asked_for"_a, "large"_a)
-      .def("run", &TokenCalls::run, "x"_a, "layouts"_a, "what"_a,
+      .def("run", &TokenCalls::run, "x"_a.none(), "layouts"_a, "what"_a,
            "Return the pooled tensor of a call that is known, or NotImplemented.")
       .def("add", &TokenCalls::add, "x"_a, "layouts"_a, "what"_a, "recipe"_a, "padded_left"_a, "segments"_a, "prefix"_a)
       .def("clear", &TokenCalls::clear);
