@@ -164,7 +164,7 @@ def page(results: list[dict[str, Any]]) -> str:
 
 def rows_of(results: list[dict[str, Any]], dtype: str, form: str, batch: int, kept: bool = False) -> list[Any]:
     wanted = dtype, form, batch, kept
-    return [r for r in results if (r["dtype"], r["memory_format"], r["shape"][0], r["kept"]) == wanted]
+    return [r for r in results if (r["dtype"], r["memory_format"], r["shape"][0], r.get("kept", False)) == wanted]
 
 
 def kept_cells(r: dict[str, Any] | None) -> list[str]:
@@ -225,7 +225,7 @@ def main() -> None:
         parser.error(f"no such network: {', '.join(unknown)}")
     known = json.loads(options.json.read_text()) if options.json.exists() else []
     names = options.names or ([] if known and options.out else list(NETWORKS))
-    results = [r for r in known if r["name"] not in names or r["kept"] != keeps_memory()]
+    results = [r for r in known if r["name"] not in names or r.get("kept", False) != keeps_memory()]
     options.json.parent.mkdir(parents=True, exist_ok=True)
     for found in measured(names, options.seconds):
         results = sorted(results + found, key=lambda r: list(NETWORKS).index(r["name"]))

@@ -36,7 +36,6 @@ from anypool.token_matrix import Matrix, check_shape, matrix_at, matrix_of
 from anypool.token_reductions import names_of, terms_of
 from anypool.tokens import (
     LAYOUTS,
-    MOST_PARTS,
     OPTIONS,
     TokenCall,
     backend_of,
@@ -44,6 +43,7 @@ from anypool.tokens import (
     key_of,
     recipes,
     run_call,
+    worth_keeping,
 )
 from anypool.windows import size_argument
 
@@ -566,8 +566,7 @@ def _remember(x: torch.Tensor, call: TokenCall, reduction: Any, kwargs: dict[str
         return
     if kwargs["dtype"] is not None or any(not (n is None or type(n) is int) for n in (segments, prefix)):
         return
-    parts = len(call.matrix.rows)
-    if not 0 < parts <= MOST_PARTS or int(call.matrix.rows.max()) >= 2**31 or backend_of(call) is not tokens_native:
+    if not worth_keeping(call.matrix, call.runs):
         return
     recipe = tokens_native.recipe(call.matrix, call.terms, call.empty, NUMPY[x.dtype])
     what = (reduction, *(kwargs[name] for name in OPTIONS))

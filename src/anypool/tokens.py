@@ -188,7 +188,7 @@ class Recipe(NamedTuple):
 
 
 recipes: dict[Hashable, Any] = {}
-MOST_PARTS = 4096  # of a batch: a recipe has 32 bytes for each, and what a call of more costs is not its beginning
+_MOST_PARTS = 4096  # of a batch: a recipe has 32 bytes for each, and what a call of more costs is not its beginning
 
 
 def key_of(x: Any, strides: Sequence[int], options: Mapping[str, Any], *what: Any) -> tuple[Hashable, str]:
@@ -209,10 +209,14 @@ def key_of(x: Any, strides: Sequence[int], options: Mapping[str, Any], *what: An
     return (x.dtype, x.shape, strides, rest, asked_for()), given[0] if given else ""
 
 
+def worth_keeping(matrix: Matrix, runs: Runs) -> bool:
+    """Whether a kernel runs this, and no other data can change that."""
+    return 0 < len(matrix.rows) <= _MOST_PARTS and int(matrix.rows.max()) < 2**31 and natively(matrix, runs)
+
+
 def remember(key: Hashable, make: Callable[[], Any], matrix: Matrix, runs: Runs) -> None:
-    """Keep what a call has found out, if a kernel runs it and no other data can change that."""
-    parts = len(matrix.rows)
-    if key is None or not 0 < parts <= MOST_PARTS or int(matrix.rows.max()) >= 2**31 or not natively(matrix, runs):
+    """Keep what a call has found out, if it will serve others."""
+    if key is None or not worth_keeping(matrix, runs):
         return
     if len(recipes) >= 1024:
         recipes.clear()

@@ -471,6 +471,7 @@ class FusedRows {
         for (i64 o = 0; reciprocal_ && o < n * unit_; ++o) out[o] = 1 / out[o];
         for (i64 o = n * unit_; o < n * unit_ + 256 / i64(sizeof *out); ++o) out[o] = 1;  // lanes that are not stored
       };
+      // Sums of ints are doubles here, though the engine has them as ints.
       p_.acc == DType::f64 || p_.in == DType::i32 ? put(reinterpret_cast<double*>(divisor_))
                                                   : put(reinterpret_cast<float*>(divisor_));
       const i64 taps = p_.axis[0].kernel * p_.axis[1].kernel * p_.axis[2].kernel;

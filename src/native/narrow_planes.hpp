@@ -48,7 +48,7 @@ class NarrowPlanes {
   Part in_[2];                    // the lanes of each
   Vec<int32_t, L> at_[KW];        // where each window's taps are
   LaneMask<float, L> there_[KW];  // which there are
-  V divisor_;                     // its factor of each window
+  V divisor_[kMostRows];          // of each row of results
   Window window_[kMostRows];      // on h
 
   static ANYPOOL_INLINE V none() { return splat<V>(Fast::identity().a); }
@@ -71,16 +71,19 @@ class NarrowPlanes {
       in_[half] = Part({lane, lane + w.n_in});
     }
     for (int k = 0; k < KW; ++k) at_[k] = Vec<int32_t, L>{};
-    divisor_ = splat<V>(1.0f);
+    V by = splat<V>(1.0f);
     uint8_t counts[KW][L] = {};
     for (i64 o = 0; o < w.n_out; ++o) {
       const Window v = window_of(w, o);
       for (int half = 0; half <= two_; ++half) {
         const i64 lane = half * (L / 2) + o;
-        divisor_[lane] = float(divisor_of(p.forward[2], o, p.divisor));
+        by[lane] = float(divisor_of(p.forward[2], o, p.divisor));
         for (i64 k = 0; k < v.taps; ++k) at_[k][lane] = int32_t(half * (L / 2) + v.at(k)), counts[k][lane] = 1;
       }
     }
+    for (i64 o = 0; o < outputs_; ++o)
+      divisor_[o] = p.divisor == Divisor::constant ? splat<V>(float(p.divisor_value))
+                                                   : splat<V>(float(divisor_of(p.forward[1], o, p.divisor))) * by;
     for (int k = 0; k < KW; ++k) there_[k] = LaneMask<float, L>::where_set(load<Vec<uint8_t, L>>(counts[k]));
   }
 
@@ -91,8 +94,7 @@ class NarrowPlanes {
       const i64 n = lower(kPlanes, end - first);
       for (i64 i = 0; i < n; i += 1 + two_) {
         const i64 other = two_ && i + 1 < n ? i + 1 : i;
-        const T* from[2] = {x + outer_offset(p_, p_.x_outer, first + i),
-                            x + outer_offset(p_, p_.x_outer, first + other)};
+        const T* from[2] = {x + at(p_.x_outer, first + i), x + at(p_.x_outer, first + other)};
         two_ ? both<1>(from, results_ + i * plane_) : both<0>(from, results_ + i * plane_);
       }
       if (dense_) {
@@ -162,10 +164,7 @@ class NarrowPlanes {
         constexpr int k = decltype(tap)::value;
         return there_[k].choose(moved_lanes(v, at_[k]), none());
       });
-      if (p_.finish == Finish::divide)
-        merged = merged / (p_.divisor == Divisor::constant
-                               ? splat<V>(float(p_.divisor_value))
-                               : splat<V>(float(divisor_of(p_.forward[1], o, p_.divisor))) * divisor_);
+      if (p_.finish == Finish::divide) merged = merged / divisor_[o];
       results[o] = Memory::narrowed(merged);
     }
     // What lies behind the end of a row is written again by the next one.

@@ -3,7 +3,6 @@
 #include <nanobind/nanobind.h>
 
 #include <utility>
-#include <vector>
 
 #include "dlpack.hpp"
 

@@ -140,7 +140,7 @@ class Reader {
   template <class T>
   bool mask_of(const dlpack::Tensor& given, T one = T(1)) {
     const i64 n = sequences(), length = this->length();
-    for (auto* v : {&runs_.part, &runs_.start, &runs_.count, &runs_.bounds}) v->reserve(size_t(n) + 1);
+    reserve(n);
     std::vector<T> copy;
     const T* row = reinterpret_cast<const T*>(static_cast<const char*>(given.data) + given.byte_offset);
     if (!in_order(given)) {

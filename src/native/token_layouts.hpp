@@ -8,6 +8,7 @@
 
 namespace anypool {
 
+// In the order of `anypool.tokens.LAYOUTS`.
 enum class Layout : int { mask, lengths, offsets, segment_ids, spans, whole };
 
 // Memory for PartRuns.
@@ -24,7 +25,7 @@ struct LayoutOptions {
   i64 prefix;    // -1: none
 };
 
-// Of x, (…, length, dim): `leading` axes before the tokens. False if what is given does not fit.
+// Of x, (…, length, dim). False if what is given does not fit.
 bool find_runs(Layout layout, const dlpack::Tensor* given, const dlpack::Tensor& x, const LayoutOptions& options,
                FoundRuns& runs);
 
