@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the pages are made as Linux makes them")
 
-SCRIPT = """
+GUARD = """
 import ctypes, mmap, sys
 import numpy as np
 import anypool as ap, cases, test_kernels
@@ -33,7 +33,11 @@ def between_pages(a, at_end):
     for page in (0, pages - 1):
         assert c.mprotect(ctypes.c_void_p(whole.ctypes.data + page * PAGE), PAGE, 0) == 0
     return b
+"""
 
+SCRIPT = (
+    GUARD
+    + """
 name, dtype = sys.argv[1:]
 bins = test_kernels.NARROW.get(name) or test_kernels.BINS.get(name)
 if bins:
@@ -68,6 +72,40 @@ for reduction in ("max", "mean"):
             y, pullback = ap.vjp(ap.pool, guarded, reduction, out=out, **axes, **kwargs)
             pullback(between_pages(np.ones_like(y), at_end), out=between_pages(np.zeros_like(x), at_end))
 """
+)
+
+
+# Rows and planes with gaps, in memory that begins with the first element and ends with the last one.
+VIEWS = (
+    GUARD
+    + """
+dtype, = sys.argv[1:]
+shape = n, channels, rows, columns = 3, 5, 23, 30
+for gap, below in ((0, 3), (1, 0), (16, 0), (16, 5), (40, 2), (1000, 0)):
+    pitch = columns + gap
+    plane = (rows + below) * pitch
+    flat = np.random.default_rng(0).standard_normal((n * channels - 1) * plane + (rows - 1) * pitch + columns) * 50
+    strides = [np.dtype(dtype).itemsize * step for step in (channels * plane, plane, pitch, 1)]
+    for at_end in (True, False):
+        guarded = between_pages(np.abs(flat).astype(dtype), at_end)
+        x = np.lib.stride_tricks.as_strided(guarded, shape, strides)
+        copied = np.ascontiguousarray(x)
+        for of in (
+            lambda a: ap.max_pool2d(a, 3, 2, 1), lambda a: ap.avg_pool2d(a, 3, 2, 1), lambda a: ap.max_pool2d(a, 2),
+            lambda a: ap.max_pool2d(a, 3, 1, 1), lambda a: ap.max_pool2d(a, 3, 2, return_indices=True)[1],
+            lambda a: ap.max_pool3d(a, (2, 3, 3), (2, 2, 2)), lambda a: ap.max_pool2d(a[..., ::-1, :], 3, 2),
+        ):
+            assert np.array_equal(of(x), of(copied))
+"""
+)
+
+
+def run(script: str, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120, check=False,
+        cwd=Path(__file__).parent,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-2000:]}"
 
 
 def names() -> list[str]:
@@ -79,8 +117,9 @@ def names() -> list[str]:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
 @pytest.mark.parametrize("name", names())
 def test_nothing_outside(name, dtype):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, name, dtype], capture_output=True, text=True, timeout=120, check=False,
-        cwd=Path(__file__).parent,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-2000:]}"
+    run(SCRIPT, name, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "float64"])
+def test_nothing_outside_of_views(dtype):
+    run(VIEWS, dtype)

@@ -243,7 +243,7 @@ class Fused {
         continue;
       }
       for (i64 r = 0; r < job.count; ++r, y += job.y_step) {
-        if (S > 1 && job.in_order) read_new_rows<T, KD, KH, S>(f.rows_, job.cols);
+        if (S > 1 && job.in_order) read_new_rows<T, KD, KH, S>(f.rows_, job.cols, job.ahead);
         f.row(reinterpret_cast<T*>(y), counted, reinterpret_cast<const A*>(padding));
         if (padding) padding += job.padding_step;
         for (int i = 0; i < KD * KH; ++i)

@@ -94,7 +94,7 @@ class FusedCodes {
       }
       f.restart();
       for (i64 r = 0; r < job.count; ++r) {
-        if (S > 1 && job.in_order) read_new_rows<T, KD, KH, S>(f.rows_, job.cols);
+        if (S > 1 && job.in_order) read_new_rows<T, KD, KH, S>(f.rows_, job.cols, job.ahead);
         f.row(reinterpret_cast<T*>(y + r * job.y_step), reinterpret_cast<Code*>(codes + r * job.codes_step),
               job.index + r * job.index_step, from, to, parts);
       }

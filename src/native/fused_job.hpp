@@ -74,6 +74,7 @@ struct FusedJob {
   bool before = false, behind = false;       // whether there is another one before the first, and behind the last
   FusedDivisor by;
   bool in_order;  // whether to read the new rows of a window one after the other first
+  Ahead ahead;    // and where what is wanted a page later lies
   // Channels innermost: `inner` of them in each column, columns `pitch` elements apart, and the windows' numbers on w.
   i64 inner, pitch, y_pitch, stride, dilation;
   bool far;              // whether no cache holds the input

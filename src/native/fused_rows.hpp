@@ -374,10 +374,23 @@ class FusedRows {
     job.n = t_.outputs() * unit_;
     job.y_step = y_step;
     job.in_order = !choice_.loaded && p_.axis[0].kernel * p_.axis[1].kernel > 1 && job.cols * bytes_ < kPage;
+    if (job.in_order && p_.axis[0].n_in == 1) job.ahead = ahead();
     job.inner = p_.inner, job.pitch = p_.x_stride[2], job.y_pitch = p_.y_stride[2], job.stride = w.stride;
     job.far = far_;
     job.dilation = w.dilation, job.none = none_, job.kept = kept_;
     if (first_column_) place_codes(buffers, job);
+  }
+  // Where a page further in the order of reading lies: the rows of a view have gaps between them, and so have its planes.
+  Ahead ahead() const {
+    const i64 row = field_.row, plane = p_.axis[1].n_in * row;
+    Ahead a;
+    if (row > field_.cols * bytes_) a.by = ceil_div(kPage, row) * row;
+    i64 planes = 1;
+    for (int i = 0; i < p_.n_outer; ++i) planes *= p_.outer[i];
+    if (t_.outer + 1 == planes) return a;
+    a.gap = (outer_offset(p_, p_.x_outer, t_.outer + 1) - outer_offset(p_, p_.x_outer, t_.outer)) * bytes_ - plane;
+    if (a.gap != 0) a.end = field_.at + plane;
+    return a;
   }
   // How many rows from oh on, whose window is wh, miss as little as it does: all the next ones, if it misses nothing.
   i64 alike(i64 oh, i64 oh1, const Window& wh) const {

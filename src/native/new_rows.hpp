@@ -16,15 +16,29 @@ ANYPOOL_INLINE void ask_for(const void* row, i64 bytes) {
 #pragma GCC unroll 4
   for (i64 i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + kPage + i);
 }
-ANYPOOL_INLINE void read_in_order(const void* row, i64 bytes) {
-  const char* p = static_cast<const char*>(row);
+// What is read a page later: so many bytes further, and beyond the end of a plane as many more as there are up to the next.
+struct Ahead {
+  i64 by = kPage;
+  const char* end = nullptr;  // if the planes have gaps
+  i64 gap = 0;
+  ANYPOOL_INLINE const char* of(const char* p) const {
+    p += by;
+    return end && p >= end ? p + gap : p;
+  }
+};
+ANYPOOL_INLINE void touch([[maybe_unused]] const char* p) {
+#if defined(__x86_64__)
+  asm volatile("movzbl %0, %%eax" ::"m"(*p) : "eax");  // a prefetch would be dropped when many are under way
+#endif
+}
+ANYPOOL_INLINE void read_in_order(const void* row, i64 bytes, const Ahead& ahead = {}) {
+  const char *p = static_cast<const char*>(row), *next = ahead.of(p);
 #pragma GCC unroll 4
   for (i64 i = 0; i < bytes; i += 64) {
-    __builtin_prefetch(p + kPage + i);
-#if defined(__x86_64__)
-    asm volatile("movzbl %0, %%eax" ::"m"(p[i]) : "eax");  // a prefetch would be dropped when many are under way
-#endif
+    __builtin_prefetch(next + i);
+    touch(p + i);
   }
+  if (bytes > 0) touch(p + bytes - 1);  // the line where a row ends, if it begins in the middle of one
 }
 
 // Whether no cache is to be counted on to hold the input.
@@ -36,15 +50,23 @@ inline bool beyond_caches(const Plan& p) {
   return n > kCached;
 }
 
-// The last S of the KH rows on each d, at once if they follow one another.
+// The last S of the KH rows on each d, at once if they follow one another, with a line between them at most.
 template <class T, int KD, int KH, int S>
-ANYPOOL_INLINE void read_new_rows(const T* const* rows, i64 cols) {
+ANYPOOL_INLINE void read_new_rows(const T* const* rows, i64 cols, const Ahead& ahead) {
   constexpr int kNew = S < KH ? S : KH;
+  const i64 bytes = cols * i64(sizeof(T));
+  const auto from_to = [](const T* a, const T* b) { return reinterpret_cast<i64>(b) - reinterpret_cast<i64>(a); };
   for (int d = 0; d < KD; ++d, rows += KH) {
+    const T* first = rows[KH - kNew];
     bool follow = true;
-    for (int i = KH - kNew + 1; i < KH; ++i) follow &= rows[i] == rows[i - 1] + cols;
-    for (int i = KH - kNew; i < KH; i += follow ? kNew : 1)
-      read_in_order(rows[i], (follow ? kNew : 1) * cols * i64(sizeof(T)));
+    for (int i = KH - kNew + 1; i < KH; ++i) {
+      const i64 gap = from_to(rows[i - 1], rows[i]) - bytes;
+      follow &= gap >= 0 && gap <= 64;
+    }
+    if (follow)
+      read_in_order(first, from_to(first, rows[KH - 1]) + bytes, ahead);
+    else
+      for (int i = KH - kNew; i < KH; ++i) read_in_order(rows[i], bytes, ahead);
   }
 }
 
