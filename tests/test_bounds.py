@@ -35,20 +35,32 @@ def between_pages(a, at_end):
     return b
 """
 
+# Planes that windows tile.
+WHOLE = {
+    "1 of 7x7": ((3, 23, 7, 7), (1, 1)),
+    "1 of 20x33": ((2, 9, 20, 33), (1, 1)),
+    "7x7 of 56x56": ((2, 5, 56, 56), (7, 7)),
+    "1 of 9x260": ((1, 3, 9, 260), (1, 1)),
+}
+
 SCRIPT = (
-    GUARD
+    f"{GUARD}\nWHOLE = {WHOLE}\n"
     + """
 name, dtype = sys.argv[1:]
-bins = test_kernels.NARROW.get(name) or test_kernels.BINS.get(name)
+bins = WHOLE.get(name) or test_kernels.NARROW.get(name) or test_kernels.BINS.get(name)
 if bins:
     x = np.abs(np.random.default_rng(0).standard_normal(bins[0]) * 50).astype(dtype)
     for kind in ("max", "avg"):
         of = getattr(ap, f"adaptive_{kind}_pool{len(bins[1])}d")
         wanted = of(x, bins[1])
+        mask = np.random.default_rng(1).random(x.shape) < 0.7
+        masked = of(x, bins[1], mask=mask, empty=1)
         for at_end in (True, False):
-            out = between_pages(np.zeros_like(wanted), at_end)
-            of(between_pages(x, at_end), bins[1], out=out)
+            guarded, out = between_pages(x, at_end), between_pages(np.zeros_like(wanted), at_end)
+            of(guarded, bins[1], out=out)
             assert np.array_equal(out, wanted)
+            of(guarded, bins[1], out=out, mask=between_pages(mask, at_end), empty=1)
+            assert np.array_equal(out, masked)
     sys.exit()
 coded = name in test_kernels.CODED
 shape, *rest = (test_kernels.CODED if coded else test_kernels.WINDOWS)[name]
@@ -111,7 +123,7 @@ def run(script: str, *arguments: str) -> None:
 def names() -> list[str]:
     import test_kernels
 
-    return [*test_kernels.WINDOWS, *test_kernels.CODED, *test_kernels.NARROW, *test_kernels.BINS]
+    return [*test_kernels.WINDOWS, *test_kernels.CODED, *test_kernels.NARROW, *test_kernels.BINS, *WHOLE]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])

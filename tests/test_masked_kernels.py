@@ -186,7 +186,23 @@ def test_counts_of_whole_planes(bins, ways):
                     with ap.backends.use(backend):
                         results.append(function(x, bins, mask=mask, empty=7))
                 assert tolerance.same_bits(*results), (reduction, rows, width)
-    assert any(way == "masked planes, planes at once" for way in ways)
+    assert any(way == "masked planes, planes at once, masks beside" for way in ways)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("reduction", ["max", "min", "mean", "sum"])
+def test_masks_beside_whole_planes(reduction, dtype, ways):
+    """NaNs that count and others, planes two by two, rows behind the end of which lies the next one or nothing."""
+    for shape, kernel in (
+        ((3, 23, 7, 7), (7, 7)), ((1, 40, 7, 3), (7, 3)), ((2, 9, 20, 33), (20, 33)), ((2, 5, 56, 56), (8, 8)),
+        ((2, 3, 57, 256), (57, 256)), ((1, 4, 12, 130), (4, 130)), ((5, 1, 1, 90), (1, 90)), ((1, 2, 9, 17), (9, 17)),
+    ):  # fmt: skip
+        x = data(shape, np.dtype(dtype))
+        for mask in masks(shape).values():
+            for empty in ({}, {"empty": 7}):
+                check("", x, mask, False, reduction, kernel_size=kernel, stride=kernel, **empty)
+    beside = sum(way.endswith("planes at once, masks beside") for way in ways)
+    assert beside >= len(ways) / 2  # a mask whose columns are steps apart is copied
 
 
 def test_rows_beyond_a_cache_go_another_way(ways, monkeypatch):

@@ -140,12 +140,22 @@ Masked::Masked(const Recipe& of, const Masking& masking)
     short_counts_ = true;
     full_ = passes(std::max<i64>(planes_, 1));
   }
+  if (planes_ && !fused_ && !masking.largest) {
+    beside_ = p_;
+    if (divides_) {
+      beside_.finish = Finish::none, beside_.out = p_.acc;
+      std::copy(y_, y_ + 4, beside_.y_stride);
+      for (i64 a = p_.n_outer - 1, step = y_plane_; a >= 0; step *= p_.outer[a--]) beside_.y_outer[a] = step;
+    }
+    beside_tasks_ = mask_kernels_.tasks(beside_);
+  }
   if (const i64 rest = planes_ ? last_outer(p_) % planes_ : 0) rest_ = passes(rest);
   scratch = i64(reinterpret_cast<uintptr_t>(memory(0).rest)) + std::max(rest_.values.scratch, rest_.counts.scratch);
 }
 
 std::string Masked::way() const {
-  return (planes_ ? "planes, " : "blocks, ") + (fused_ ? "fused rows, masks beside" : full_.values.way());
+  return (planes_ ? "planes, " : "blocks, ") +
+         (fused_ ? "fused rows, masks beside" : full_.values.way() + (beside_tasks_ ? ", masks beside" : ""));
 }
 
 Masked::Passes Masked::passes(i64 planes) const {
@@ -202,7 +212,7 @@ Masked::Memory Masked::memory(uintptr_t base) const {
     return reinterpret_cast<char*>(here);
   };
   Memory m;
-  m.x = take(fused_ ? 0 : x * size_of(p_.in));
+  m.x = take(fused_ || beside_tasks_ ? 0 : x * size_of(p_.in));
   m.valid = take(x);
   m.state = take(divides_ && !fused_ ? y * size_of(p_.acc) : 0);
   m.counts = take(y * (short_counts_ ? 1 : 4));
@@ -230,12 +240,14 @@ void Masked::run(const Buffers& buffers, i64 begin, i64 end, char* scratch) cons
     if (fused_) {
       merge_masked(buffers, job, u, m, y);
       if (!selects_) continue;
+    } else if (beside_tasks_) {
+      merge_beside(buffers, u, m);
     } else {
       leave_out(buffers, u, m, true);
       merge(u, &Passes::values, m, m.x, divides_ ? m.state - in_scratch * size_of(p_.acc) : y);
     }
     if (selects_ && settle_ties(buffers, u, m, y)) continue;
-    if (fused_) leave_out(buffers, u, m, false);
+    if (fused_ || beside_tasks_) leave_out(buffers, u, m, false);
     merge(u, &Passes::counts, m, m.valid, m.counts - in_scratch * size_of(full_.counts.plan.out));
     finish(job, u, m, y);
   }
@@ -272,6 +284,12 @@ void Masked::merge_masked(const Buffers& buffers, const Finishing& job, const Un
                y + to * bytes, step[1] * bytes, od, u.oh0, u.oh1, zeros_.data(), reinterpret_cast<uint8_t*>(m.columns),
                &job, padding, y_[1] * bytes});
     }
+}
+
+void Masked::merge_beside(const Buffers& buffers, const Unit& u, const Memory& m) const {
+  Buffers b = buffers;
+  if (divides_) b.y = m.state - u.outer * y_plane_ * size_of(p_.acc);
+  mask_kernels_.planes(beside_, b, u.outer * beside_tasks_, (u.outer + u.planes) * beside_tasks_);
 }
 
 // x is that of a unit, y where the results of the first plane begin, all of them.

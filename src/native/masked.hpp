@@ -37,6 +37,7 @@ class Masked {
   Memory memory(uintptr_t base) const;
   void leave_out(const Buffers& buffers, const Unit& u, const Memory& m, bool copied) const;
   void merge_masked(const Buffers& buffers, const Finishing& job, const Unit& u, const Memory& m, char* y) const;
+  void merge_beside(const Buffers& buffers, const Unit& u, const Memory& m) const;
   void merge(const Unit& u, Recipe Passes::* which, const Memory& m, const char* x, char* y) const;
   bool settle_ties(const Buffers& buffers, const Unit& u, const Memory& m, char* y) const;
   bool any_counts(const Buffers& buffers, const Unit& u, const Memory& m, i64 at) const;
@@ -54,6 +55,8 @@ class Masked {
   i64 rows_, in_rows_, in_depths_;          // most of a unit: rows of results, and of inputs
   i64 x_plane_, x_[4], y_plane_, y_[4];     // strides in scratch: of planes, then of d, h, w and inner
   Passes full_, rest_;                      // of a whole unit, of the last ones
+  Plan beside_;                             // of the values where they lie, the mask beside them
+  i64 beside_tasks_ = 0;                    // of a plane; 0: there is no kernel for that
   std::vector<i64> window_[3], inside_[3];  // elements of each window along an axis: with the padding, and without
   std::vector<uint8_t> zeros_;              // the mask of a row that is missing
   bool padded_ = false;                     // whether some window's padding counts

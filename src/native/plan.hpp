@@ -154,6 +154,8 @@ struct MaskKernels {
   const char* name;
   bool (*fused)(const Plan&);  // whether `block` knows the windows
   void (*block)(const Plan&, const MaskedBlock&);
+  i64 (*tasks)(const Plan&);  // of each plane, if `planes` knows the windows, else 0
+  void (*planes)(const Plan&, const Buffers&, i64 begin, i64 end);
   void (*leave_out)(const LeaveOut&, const LeaveOutRow&);
   void (*finish)(const Finishing&, const FinishingRow&);
   // The first element from `from` on with these bits, or n.

@@ -120,6 +120,8 @@ MUTATIONS = (
              "n_in - start : (n_in - 1 - start) / step + 1", "n_in - start : (n_in - 1 - start) / step", LAWS),
     Mutation("native: the last bytes of a mask do not count", "native/counted.hpp",
              "c = cols_ - Bytes;", "c = cols_;", MASKED),
+    Mutation("native: a plane has the mask of another one", "native/whole_planes.hpp",
+             "Masked ? offset(p_.aux_outer) : 0", "Masked ? offset(p_.x_outer) : 0", MASKED),
     Mutation("native: a mean of nothing is what was computed", "native/counted.hpp",
              "n != V{} ? sums : splat<V>(empty_)", "n == n ? sums : splat<V>(empty_)", MASKED),
     Mutation("native: a window of ties is not looked into", "native/masked.cpp",
