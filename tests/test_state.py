@@ -167,6 +167,28 @@ def test_results_that_are_integers():
     assert state.result().tolist() == [[-1, -1], [8, -5]]
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "int32", "uint8"])
+@pytest.mark.parametrize("reduction", ["max", "min", "first", "last", "sum", ["max", "sum"], ["mean", "max"]], ids=str)
+def test_integers_are_exact(reduction, dtype):
+    """Beyond 2**53, and where sums wrap around, in any chunks."""
+    limits = np.iinfo(dtype)
+    x = np.random.default_rng(0).integers(limits.min, limits.max, (3, 40, 5), dtype, endpoint=True)
+    wanted = ap.pool_tokens(x, reduction)
+    for cuts in ([], [1], [7, 8, 30]):
+        state, start = ap.PoolState(reduction), 0
+        for stop in (*cuts, 40):
+            state.update(x[:, start:stop])
+            start = stop
+        for found in (state.result(), pickle.loads(pickle.dumps(state)).result()):
+            assert found.dtype == wanted.dtype
+            if wanted.dtype.kind == "f":
+                np.testing.assert_allclose(found, wanted, rtol=1e-12)
+            else:
+                np.testing.assert_array_equal(found, wanted)
+    empty = ap.PoolState(reduction, empty=7).update(x, offsets=None).update(x[:1, :0], rows=[4]).result()
+    assert (empty[3:] == 7).all()
+
+
 def test_counts_beyond_float32():
     """2**24 tokens and one more: a count or a sum in float32 would stand still."""
     state = ap.PoolState(["sum", "mean"])

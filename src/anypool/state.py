@@ -32,16 +32,16 @@ _MOMENTS = ("moments", "weighted_moments")
 # ---- one term: what is kept, the state of no token, how two states merge, what comes of one --------------------------
 
 
-def _identity(term: Term, rows: int, dim: int) -> Partial:
-    zeros, shape = np.zeros((rows, dim)), (rows, dim)
+def _identity(term: Term, rows: int, dim: int, held: np.dtype[Any]) -> Partial:
+    shape = (rows, dim)
     keep = term.reduction.keep
     if keep in _SUMS:
-        return {"sum": zeros, "weight": np.zeros(rows)}
+        return {"sum": np.zeros(shape, held), "weight": np.zeros(rows)}
     if keep in _MOMENTS:
-        return {"mean": zeros, "squares": np.zeros(shape), "weight": np.zeros(rows)}
+        return {"mean": np.zeros(shape), "squares": np.zeros(shape), "weight": np.zeros(rows)}
     if keep == "exponentials":
         return {"log": np.full(shape, -np.inf)}
-    return {"value": zeros, "place": np.full(shape, -1, np.int64)}  # -1: none yet
+    return {"value": np.zeros(shape, held), "place": np.full(shape, -1, np.int64)}  # -1: none yet
 
 
 def _merge(term: Term, a: Partial, b: Partial) -> Partial:
@@ -113,8 +113,9 @@ class PoolState:
 
     Notes
     -----
-    Sums are float64 and counts integers. Merging states in any order and any chunking agrees with pooling the whole to
-    rounding, for max, min, first and last exactly. What depends on a token's place in its row (weightedmean, first,
+    Sums are float64 and counts integers; where results are integers sums are, too, and wrap around as those of
+    `pool_tokens` do. Merging states in any order and any chunking agrees with pooling the whole to rounding, for max,
+    min, first, last and integers exactly. What depends on a token's place in its row (weightedmean, first,
     last, an index, equal values) needs ``start`` in `update` where a row is spread over several states.
 
     States can be pickled. They hold arrays of the size of the result and nothing of the tokens.
@@ -223,20 +224,21 @@ class PoolState:
         if self.dtype is None:
             raise ValueError("result needs an update first")
         none = self.count == 0
+        result = self._result(self.dtype)
+        if result.kind in "iu" and none.any() and not self.empty.is_integer():
+            raise ValueError(
+                f"row {int(np.flatnonzero(none)[0])} has no token: for {result} results empty must be an integer"
+            )
         with np.errstate(all="ignore"):
             if self.attention:
                 found = [self.partials[0]["value"]]
             else:
                 found = [_finish(t, p, self.count) for t, p in zip(self.terms, self.partials, strict=True)]
             y = np.concatenate(found, axis=-1)
-            y[none] = self.empty
+            if none.any():
+                y[none] = self.empty if y.dtype.kind == "f" else int(self.empty)
         if self.attention and self.query is not None and self.query.ndim == 1:
             y = y[:, 0]
-        result = self.dtype if self.attention else result_dtype(self.terms, self.dtype, None, "PoolState")
-        if result.kind in "iu" and none.any() and not self.empty.is_integer():
-            raise ValueError(
-                f"row {int(np.flatnonzero(none)[0])} has no token: for {result} results empty must be an integer"
-            )
         y = y.astype(result)
         return (y, self.partials[0]["place"].copy()) if self.return_indices else y
 
@@ -264,7 +266,7 @@ class PoolState:
         wanted = (
             self._identities(0, self.partials)
             if self.attention
-            else [_identity(t, 0, first.shape[1]) for t in self.terms]
+            else [_identity(t, 0, first.shape[1], self._held(self.dtype)) for t in self.terms]
         )
         for held, like in zip(self.partials, wanted, strict=True):
             if {n: (a.dtype, a.shape[1:]) for n, a in held.items()} != {
@@ -282,6 +284,15 @@ class PoolState:
         return f"PoolState({self.reduction!r}, {self.rows} rows, {int(self.count.sum())} tokens)"
 
     # ---- within
+
+    def _result(self, dtype: np.dtype[Any] | None) -> np.dtype[Any]:
+        assert dtype is not None
+        return dtype if self.attention else result_dtype(self.terms, dtype, None, "PoolState")
+
+    def _held(self, dtype: np.dtype[Any] | None) -> np.dtype[Any]:
+        """Return the dtype of sums and values: integers are floats only where results are."""
+        result = self._result(dtype)
+        return result if result.kind in "iu" else np.dtype(np.float64)
 
     def _settings(self) -> tuple[Any, ...]:
         query = None if self.query is None else (self.query.shape, self.query.tobytes())
@@ -324,10 +335,8 @@ class PoolState:
 
     def _grow(self, matrix: Matrix, rows: int, new: list[Partial]) -> None:
         if self.dtype is None:
-            self.partials = (
-                self._identities(0, new) if self.attention else [_identity(t, 0, matrix.dim) for t in self.terms]
-            )
             self.dtype, self.dim = matrix.dtype.newbyteorder("="), matrix.dim
+            self.partials = self._identities(0, new)
         if self.attention and (width := self.partials[0]["value"].shape[-1]) != new[0]["value"].shape[-1]:
             raise ValueError(
                 f"values must have {width} features as before, got {new[0]['value'].shape[-1]} ({matrix.where})"
@@ -348,7 +357,7 @@ class PoolState:
         if self.attention:
             value = like[0]["value"]
             return [{"value": np.zeros((rows, *value.shape[1:])), "log": np.full((rows, value.shape[1]), -np.inf)}]
-        return [_identity(t, rows, self.dim) for t in self.terms]
+        return [_identity(t, rows, self.dim, self._held(self.dtype)) for t in self.terms]
 
     def _merge_rows(self, rows: Ints, new: list[Partial]) -> None:
         terms: Sequence[Term | None] = [None] if self.attention else self.terms
@@ -379,7 +388,7 @@ class PoolState:
             np.empty((n, matrix.dim), np.int32) if t.reduction.keep in ("max", "min", "largest") else None
             for t in asked
         ]
-        call = TokenCall(matrix, runs, tuple(asked), weights, 0.0, np.dtype(np.float64), True)
+        call = TokenCall(matrix, runs, tuple(asked), weights, 0.0, self._held(matrix.dtype.newbyteorder("=")), True)
         y = run_call(call, winners)
         parts = iter(zip(np.split(y, len(asked), axis=1), winners, strict=True))
         return [self._partial(t, runs, parts, _weight(t.reduction, runs, call)) for t in self.terms]
