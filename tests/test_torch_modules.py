@@ -332,6 +332,74 @@ def test_install_as_a_context():
     assert F.max_pool2d is original
 
 
+def test_installations_beside_each_other():
+    """One that ends leaves the others on, in whatever order they end; one may be entered again."""
+    original = F.max_pool2d
+    first, second = ap.torch.install(), ap.torch.install()
+    first.__exit__()
+    assert "on" in repr(second)
+    assert F.max_pool2d is not original
+    second.__exit__()
+    assert F.max_pool2d is original
+    with first:
+        assert F.max_pool2d is not original
+    assert F.max_pool2d is original
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_install_with_classes_that_know_functions(name):
+    """`__torch_function__` is asked about PyTorch's function, by which its tables know it, as without us."""
+    size = int(name[-2])
+    arguments = (2.0, 2) if name.startswith("lp") else (2,)
+    seen = []
+
+    class Asked(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            seen.append((function, len(args), (kwargs or {}).get("return_indices", False)))
+            return "handled"
+
+    x = data(size).as_subclass(Asked)
+    given = [{}, {"return_indices": True}] if "max" in name else [{}]
+    for kwargs in given:
+        assert getattr(F, name)(x, *arguments, **kwargs) == "handled"
+    with ap.torch.install():
+        for kwargs in given:
+            assert getattr(F, name)(x, *arguments, **kwargs) == "handled"
+    half = len(seen) // 2
+    assert [f for f, *_ in seen[:half]] == [f for f, *_ in seen[half:]]
+
+
+def test_a_graph_traced_while_installed_can_be_pickled():
+    class Model(nn.Module):
+        def forward(self, x):
+            return F.max_pool2d(x, 2)
+
+    x = data(2)
+    with ap.torch.install():
+        traced = torch.fx.symbolic_trace(Model())
+    assert torch.equal(pickle.loads(pickle.dumps(traced))(x), F.max_pool2d(x, 2))
+
+
+@pytest.mark.parametrize("theirs", ap.nn.COUNTERPARTS, ids=lambda c: c.__name__)
+def test_input_by_name(theirs):
+    """All modules of torch.nn call it `input`."""
+    rank = int(theirs.__name__[-2])
+    if theirs.__name__.startswith("MaxUnpool"):
+        pooled, indices = getattr(F, f"max_pool{rank}d")(data(rank), 2, return_indices=True)
+        module, given = theirs(2), {"input": pooled, "indices": indices}
+    else:
+        more = {"output_size": 2} if theirs.__name__.startswith("Fractional") else {}
+        module = theirs(2.0, 2) if theirs.__name__.startswith("LP") else theirs(2, **more)
+        given = {"input": data(rank)}
+    ours = copy.deepcopy(module)
+    ours.__class__ = ap.nn.COUNTERPARTS[theirs]
+    torch.manual_seed(0)
+    wanted = module(**given)
+    torch.manual_seed(0)
+    torch.testing.assert_close(ours(**given), wanted)
+
+
 def test_install_leaves_what_others_installed():
     """Somebody who routes the same function after us keeps it."""
     original, theirs = F.max_pool2d, lambda *a, **k: None
@@ -381,6 +449,8 @@ def test_install_with_the_first_tensor():
         ),
         (lambda: ap.nn.AttentionPool(4, flatten=1), TypeError, "flatten must be a bool"),
         (lambda: ap.nn.AttentionPool(0), ValueError, "dim must be >= 1"),
+        (lambda: ap.nn.AttentionPool(8)(torch.ones(1, 2, 7)), ValueError, r"x must have 8 features, got \(1, 2, 7\)"),
+        (lambda: ap.nn.TokenPooling("men"), FileNotFoundError, "config must be a mode .*mean.* got 'men'"),
         (lambda: ap.nn.AttentiveStatsPool(False), TypeError, "dim must be an int"),
         (lambda: ap.nn.TokenPooling("mean", include_prompt=1), TypeError, "include_prompt must be a bool"),
         (

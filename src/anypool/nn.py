@@ -29,41 +29,47 @@ from anypool.nn_tokens import AttentionPool, AttentiveStatsPool, TokenPooling
 # ---- those of torch.nn -----------------------------------------------------------------------------------------------
 
 
-def _max(self: Any, x: Any) -> Any:
+def _max(self: Any, input: Any) -> Any:
     return self._pool(
-        x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
+        input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
     )
 
 
-def _avg(self: Any, x: Any) -> Any:
-    return self._pool(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
+def _avg(self: Any, input: Any) -> Any:
+    return self._pool(input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
 
-def _avg_divided(self: Any, x: Any) -> Any:
+def _avg_divided(self: Any, input: Any) -> Any:
     return self._pool(
-        x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor_override
+        input,
+        self.kernel_size,
+        self.stride,
+        self.padding,
+        self.ceil_mode,
+        self.count_include_pad,
+        self.divisor_override,
     )
 
 
-def _lp(self: Any, x: Any) -> Any:
-    return self._pool(x, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+def _lp(self: Any, input: Any) -> Any:
+    return self._pool(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
 
 
-def _adaptive_max(self: Any, x: Any) -> Any:
-    return self._pool(x, self.output_size, self.return_indices)
+def _adaptive_max(self: Any, input: Any) -> Any:
+    return self._pool(input, self.output_size, self.return_indices)
 
 
-def _adaptive_avg(self: Any, x: Any) -> Any:
-    return self._pool(x, self.output_size)
+def _adaptive_avg(self: Any, input: Any) -> Any:
+    return self._pool(input, self.output_size)
 
 
-def _unpool(self: Any, x: Any, indices: Any, output_size: Sequence[int] | None = None) -> Any:
-    return self._pool(x, indices, self.kernel_size, self.stride, self.padding, output_size)
+def _unpool(self: Any, input: Any, indices: Any, output_size: Sequence[int] | None = None) -> Any:
+    return self._pool(input, indices, self.kernel_size, self.stride, self.padding, output_size)
 
 
-def _fractional(self: Any, x: Any) -> Any:
+def _fractional(self: Any, input: Any) -> Any:
     return self._pool(
-        x, self.kernel_size, self.output_size, self.output_ratio, self.return_indices, self._random_samples
+        input, self.kernel_size, self.output_size, self.output_ratio, self.return_indices, self._random_samples
     )
 
 

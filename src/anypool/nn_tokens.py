@@ -51,6 +51,9 @@ class TokenPooling(nn.Module):
             self.pooling = config
         elif isinstance(config, (list, tuple)) or config in list(token_config.MODES["sentence-transformers"]):
             self.pooling = token_config.TokenPooling.from_mode(config, "sentence-transformers")
+        elif isinstance(config, str) and not os.path.exists(config):
+            modes = ", ".join(token_config.MODES["sentence-transformers"])
+            raise FileNotFoundError(f"config must be a mode ({modes}) or a model's folder, got {config!r}")
         else:
             self.pooling = token_config.TokenPooling.from_sentence_transformers(config)
         prompt = self.pooling.include_prompt if include_prompt is None else include_prompt
@@ -151,6 +154,8 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: torch.Tensor, **layout: Any) -> torch.Tensor:
         """Pool x; ``layout`` is as in `anypool.attention_pool`: mask, lengths, offsets, spans, …"""
+        if isinstance(x, torch.Tensor) and x.dim() and x.shape[-1] != self.dim:
+            raise ValueError(f"x must have {self.dim} features, got {tuple(x.shape)}")
         keys = x if self.key is None else self.key(x)
         values = self.value(x) if self.value is not None else x if self.key is not None else None
         y: torch.Tensor = attention_pool(keys, self.query.to(keys.dtype), values=values, scale=self.scale, **layout)

@@ -18,12 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
+from threading import RLock
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.overrides import has_torch_function_unary
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 import anypool
 from anypool import tensors  # noqa: F401  keeps PyTorch's own functions in mind before any is routed
@@ -142,17 +145,29 @@ def accelerate(model: nn.Module) -> Report:
 # ---- torch.nn.functional ---------------------------------------------------------------------------------------------
 
 
+def _knows_functions(kind: Any) -> bool:
+    """Whether a class has a `__torch_function__` of its own, which may know PyTorch's functions and not ours."""
+    asked: Any = kind.__torch_function__
+    inherited: Any = torch.Tensor.__torch_function__
+    off = asked is torch._C._disabled_torch_function_impl
+    return not off and getattr(asked, "__func__", asked) is not inherited.__func__
+
+
 def _routed(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     ours = getattr(anypool, name)
+    written_in_python = isinstance(original, FunctionType)  # and looks its own name up, which is ours now
+    indices = {"max_pool": 6, "adaptive_max_pool": 2}.get(name[:-2], 0)  # where the argument return_indices stands
 
     def pool(*args: Any, **kwargs: Any) -> Any:
-        if args and not isinstance(args[0], torch.Tensor):
-            return original(*args, **kwargs)
         if "input" in kwargs and not args:
             args = (kwargs.pop("input"),)
-        if not args or has_torch_function_unary(args[0]):
-            return original(*args, **kwargs)
-        return ours(*args, **kwargs)
+        asks = bool(args) and has_torch_function_unary(args[0])
+        if args and isinstance(args[0], torch.Tensor) and not asks:
+            return ours(*args, **kwargs)
+        with_indices = indices and (kwargs.get("return_indices", False) or (len(args) > indices and args[indices]))
+        if asks and written_in_python and not with_indices and _knows_functions(type(args[0])):
+            return handle_torch_function(original, args[:1], *args, **kwargs)
+        return original(*args, **kwargs)
 
     pool.__name__ = pool.__qualname__ = name
     pool.__module__ = __name__
@@ -166,20 +181,32 @@ FUNCTIONS = tuple(
     for rank in (1, 2, 3)
 )
 _installed: dict[str, tuple[Any, Any]] = {}  # name -> (PyTorch's function, what stands there instead)
+_wanted: set[int] = set()  # the installations that have not ended
+_numbers = count()
+_lock = RLock()
 
 
 class Installation:
-    """What `install` returns: as a context manager it goes back to what was before."""
+    """What `install` returns: as a context manager it ends when the block does, others go on."""
 
-    def __init__(self, *, first: bool) -> None:
-        self._first = first
+    def __init__(self) -> None:
+        self._number = next(_numbers)
+        self.__enter__()
 
     def __enter__(self) -> Installation:
+        with _lock:
+            _wanted.add(self._number)
+            for name in FUNCTIONS if not _installed else ():
+                original = getattr(functional, name)
+                _installed[name] = (original, _routed(name, original))
+                setattr(functional, name, _installed[name][1])
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._first:
-            uninstall()
+        with _lock:
+            _wanted.discard(self._number)
+            if not _wanted:
+                uninstall()
 
     def __repr__(self) -> str:
         return f"<anypool.torch.install: {'on' if _installed else 'off'}, {len(FUNCTIONS)} functions>"
@@ -194,7 +221,7 @@ def install() -> Installation:
     Returns
     -------
     Installation
-        A context manager: ``with anypool.torch.install(): …`` ends as it began, also inside another one.
+        A context manager: ``with anypool.torch.install(): …`` ends as it began, also inside another one or beside it.
 
     Examples
     --------
@@ -203,21 +230,17 @@ def install() -> Installation:
     ...     torch.nn.functional.max_pool1d(torch.tensor([[1.0, 4.0, 2.0, 3.0]]), 2)
     tensor([[4., 3.]])
     """
-    first = not _installed
-    if first:
-        for name in FUNCTIONS:
-            original = getattr(functional, name)
-            _installed[name] = (original, _routed(name, original))
-            setattr(functional, name, _installed[name][1])
-    return Installation(first=first)
+    return Installation()
 
 
 def uninstall() -> None:
     """Give ``torch.nn.functional`` its own functions back. Without `install`, and twice, it does nothing."""
-    for name, (original, ours) in _installed.items():
-        if getattr(functional, name) is ours:  # else somebody else has put theirs there since
-            setattr(functional, name, original)
-    _installed.clear()
+    with _lock:
+        for name, (original, ours) in _installed.items():
+            if getattr(functional, name) is ours:  # else somebody else has put theirs there since
+                setattr(functional, name, original)
+        _installed.clear()
+        _wanted.clear()
 
 
 __all__ = ["Installation", "Report", "accelerate", "install", "uninstall"]
