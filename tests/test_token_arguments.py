@@ -164,3 +164,18 @@ def test_fuzzed_arguments_never_crash():
             messages.append(str(refused))
     assert results > 200
     assert all(messages)
+
+
+@pytest.mark.parametrize("of_tensors", [False, True])
+def test_empty_lists(of_tensors):
+    """A list of nothing has no dtype of its own: no lengths, no ids, no spans."""
+    make = np.ones
+    if of_tensors:
+        make = pytest.importorskip("torch").ones
+    for shape, layout, wanted in (
+        ((6, 3), {"spans": []}, (0, 3)),
+        ((0, 5, 3), {"lengths": []}, (0, 3)),
+        ((0, 3), {"segment_ids": []}, (0, 3)),
+        ((0, 3), {"segment_ids": (), "num_segments": 2}, (2, 3)),
+    ):
+        assert tuple(ap.pool_tokens(make(shape), "max", **layout).shape) == wanted

@@ -19,6 +19,28 @@ OLD = {
 }
 
 
+def test_the_list_of_modules_says_where_the_pooling_lies(tmp_path):
+    (tmp_path / "2_Pool").mkdir()
+    (tmp_path / "2_Pool" / "config.json").write_text(json.dumps({"pooling_mode": "max"}))
+    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"},
+               {"path": "2_Pool", "type": "sentence_transformers.models.Pooling"}]  # fmt: skip
+    listed = tmp_path / "modules.json"
+    listed.write_text(json.dumps(modules))
+    assert ap.TokenPooling.from_sentence_transformers(tmp_path).reduction == ("max",)
+    for wrong, message in (
+        (modules[:1], "must list one Pooling module, got 0"),
+        (modules + modules, "must list one Pooling module, got 2"),
+        ([{}], "must be a JSON list of modules"),
+        (3, "must be a JSON list of modules"),
+    ):
+        listed.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=message):
+            ap.TokenPooling.from_sentence_transformers(tmp_path)
+    for config in (None, 5, []):
+        with pytest.raises(TypeError, match="config must be a path or a mapping"):
+            ap.TokenPooling.from_sentence_transformers(config)
+
+
 @pytest.mark.parametrize(
     ("config", "reduction", "dimension"),
     [

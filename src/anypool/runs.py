@@ -198,6 +198,8 @@ def from_segment_ids(ids: Any, rows: int, n_segments: Any, where: str) -> Runs:
 def from_spans(spans: Any, leading: tuple[int, ...], length: int, where: str) -> Runs:
     """Half-open spans of rows, ``(…, S, 2)``: overlapping, nested, empty, in any order."""
     given = _integers("spans", spans, where)
+    if not leading and given.shape == (0,) and not isinstance(spans, np.ndarray):
+        given = given.reshape(0, 2)  # an empty list
     if given.ndim != len(leading) + 2 or given.shape[-1] != 2 or given.shape[: len(leading)] != leading:
         wanted = "(" + "".join(f"{n}, " for n in leading) + "S, 2)"
         raise ValueError(f"spans must have shape {wanted}, got {given.shape} ({where})")

@@ -127,7 +127,8 @@ class TokenPooling:
         Parameters
         ----------
         config : path or mapping
-            A model's folder, its pooling folder, the file, or its content.
+            A model's folder, whose ``modules.json`` says where the pooling lies (without one: in ``1_Pooling``), its
+            pooling folder, the file, or its content.
 
         Raises
         ------
@@ -137,6 +138,8 @@ class TokenPooling:
             If there is no such file.
         """
         where = "the configuration given"
+        if not isinstance(config, (Mapping, str, os.PathLike)):
+            raise TypeError(f"config must be a path or a mapping, got {shown(config)} of type {type(config).__name__}")
         if not isinstance(config, Mapping):
             path = _config_file(Path(config))
             where = str(path)
@@ -178,11 +181,25 @@ class TokenPooling:
 
 def _config_file(path: Path) -> Path:
     if path.is_dir():
+        if (modules := path / "modules.json").is_file():
+            return path / _pooling_folder(modules) / "config.json"
         for place in (path / "1_Pooling" / "config.json", path / "config.json"):
             if place.is_file() and (place.parent.name.endswith("Pooling") or place.parent == path):
                 return place
         raise FileNotFoundError(f"no 1_Pooling/config.json in {path}")
     return path
+
+
+def _pooling_folder(modules: Path) -> str:
+    """Return the folder of a model's one pooling module, as its list of modules says."""
+    try:
+        listed = json.loads(modules.read_text(encoding="utf-8"))
+        found = [str(m["path"]) for m in listed if str(m["type"]).rpartition(".")[2] == "Pooling"]
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        raise ValueError(f"{modules} must be a JSON list of modules with a path and a type: {shown(error)}") from None
+    if len(found) != 1:
+        raise ValueError(f"{modules} must list one Pooling module, got {len(found)}")
+    return found[0]
 
 
 def _flag(config: Mapping[str, Any], key: str, default: bool, where: str) -> bool:

@@ -99,6 +99,8 @@ def tensor_argument(name: str, value: Any, x: torch.Tensor) -> torch.Tensor:
     """Return an argument that goes with x as a tensor; numbers become one."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must not be a masked array: its mask would be ignored; give {name}.filled(value)")
+    if isinstance(value, (list, tuple)) and len(value) == 0:  # of nothing, which has no dtype of its own
+        return torch.empty((0, 2) if name == "spans" and x.dim() == 2 else 0, dtype=torch.int64, device=x.device)
     try:
         t = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
     except (RuntimeError, OverflowError, ValueError, TypeError):
