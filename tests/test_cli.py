@@ -330,6 +330,15 @@ def test_an_npz(run):
     np.testing.assert_array_equal(np.load("out.npy"), [1, 3, 5, 7])
 
 
+def test_an_archive_loses_no_array(run, refused):
+    """The result replaces the array that it is made of, never others beside it."""
+    np.savez("one.npz", a=np.arange(6))
+    np.savez("two.npz", a=np.arange(6), b=np.arange(8))
+    assert run("pool", "one.npz", "one.npz")[0] == 0
+    np.testing.assert_array_equal(member("one.npz", "a"), [1, 3, 5])
+    refused("pool", "two.npz:a", "two.npz", words="OUT is IN, and holds other arrays, which would be lost (b)")
+
+
 def test_an_empty_array(run, refused):
     np.save("in.npy", np.ones((0, 8, 8)))
     assert run("pool", "in.npy", "out.npy")[0] == 0
@@ -634,7 +643,7 @@ def old():
         (["pool", "in.npy", "out.npy", "--op", "lp", "--norm-type", "-1"], ["--norm-type", "-1"]),
         (["pool", "in.npy", "out.npy", "--op", "logsumexp", "--r", "nan"], ["--r", "'nan'"]),
         (["pool", "in.npy", "out.npy", "--op", "logsumexp", "--r", "0"], ["--r", "0"]),
-        (["pool", "in.npy", "out.npy", "--op", "quantile"], ["--q must be a number", "None"]),
+        (["pool", "in.npy", "out.npy", "--op", "quantile"], ["--op quantile needs --q"]),
         (["pool", "in.npy", "out.npy", "--op", "quantile", "--q", "2"], ["--q must be between 0 and 1", "2"]),
         (["pool", "in.npy", "out.npy", "--op", "median", "--q", "0.5"], ["--q", "quantile", "median"]),
         (["pool", "in.npy", "out.npy", "--op", "mode"], ["IN must be bool or integer", "float"]),

@@ -202,7 +202,8 @@ def test_masks_beside_whole_planes(reduction, dtype, ways):
             for empty in ({}, {"empty": 7}):
                 check("", x, mask, False, reduction, kernel_size=kernel, stride=kernel, **empty)
     beside = sum(way.endswith("planes at once, masks beside") for way in ways)
-    assert beside >= len(ways) / 2  # a mask whose columns are steps apart is copied
+    assert beside  # shorter vectors have no kernel for each of these rows
+    assert beside >= len(ways) / 2 or native.info()["isa"] != "x86_64_v4"  # one mask in four is copied
 
 
 def test_rows_beyond_a_cache_go_another_way(ways, monkeypatch):

@@ -182,9 +182,9 @@ def resolve(x: Array, what: Description) -> Problem:
     try:
         # Bytes tell 1, 1.0 and True apart, which are equal as keys; version 2 has no references to equal objects.
         key = (x.shape, x.dtype, marshal.dumps(tuple(what), 2))
-    except ValueError:  # a dtype, a NumPy integer, an array of sizes: resolved anew each time
+        known = _problems.get(key)
+    except (ValueError, TypeError):  # a dtype, a NumPy integer, an array or a symbol of sizes: resolved anew each time
         return _resolve(x.shape, x.dtype, what)
-    known = _problems.get(key)
     if known is None:
         known = _resolve(x.shape, x.dtype, what)
         if len(_problems) >= 1024:

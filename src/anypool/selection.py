@@ -444,15 +444,15 @@ def per_window(windows: Windows, axes: tuple[int, ...], ndim: int, rule: str) ->
 
 def run(call: Call) -> Any:
     """Return the pooled array, then the indices and the counts if they are asked for."""
-    with np.errstate(all="ignore"):
-        return _run(call)
-
-
-def _run(call: Call) -> Any:
     x, what, out, given, generator = call
     assert given is not None
     if type(x) is not np.ndarray:
         return tensors().selected(x, what, given, out, generator)
+    with np.errstate(all="ignore"):
+        return _run(x, what, out, given, generator)
+
+
+def _run(x: Array, what: Description, out: Array | None, given: Selection, generator: Any) -> Any:
     x, problem, selected = _selected(x, what, given, "index")
     if selected.plain:
         return operation.run(Call(x, what, out, generator=generator))

@@ -144,4 +144,6 @@ def operation_options(op: str, **given: Any) -> dict[str, Any]:
         found[name] = READ[name](option, value) if name in READ else value
     if op in BELONGS_TO["seed"] and "seed" not in found:
         raise InputError(f"--op {op} draws at random and needs a --seed")
+    if op in BELONGS_TO["q"] and "q" not in found:
+        raise InputError(f"--op {op} needs --q, which quantile, from 0 to 1")
     return found

@@ -137,6 +137,7 @@ def pool(
     }
     target, figure = _outputs(source_path, target_path, show)
     source = files.read(source_path)
+    files.check_archive(target, source_path, source)
     options["axes"] = arguments.pooled_axes(axes, size, source)
     report = _pool(source, target, figure, op, size, options)
     report["input"]["path"] = source_path

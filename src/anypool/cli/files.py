@@ -243,13 +243,27 @@ def image_mode(dtype: np.dtype[Any], shape: tuple[int, ...], source: Source, pat
     raise InputError(f"OUT cannot hold the result, {what}: {path} ({suffix} holds {holds}); write an .npy instead")
 
 
+def check_archive(path: Path, given: str, source: Source) -> None:
+    """Refuse to replace the .npz that IN is an array of, where it holds other arrays: they would be lost."""
+    if path.suffix.lower() != ".npz" or not path.exists() or not path.samefile(split_member(given)[0]):
+        return
+    with zipfile.ZipFile(path) as archive:
+        others = [name.removesuffix(".npy") for name in archive.namelist()]
+    if others := [name for name in others if name != _name_in_archive(source)]:
+        raise InputError(f"OUT is IN, and holds other arrays, which would be lost ({', '.join(others)[:200]}): {path}")
+
+
+def _name_in_archive(source: Source) -> str:
+    return source.member or "arr_0"
+
+
 def write(file: IO[bytes], path: Path, array: Array, source: Source) -> None:
     """Write a result in the format the path's extension names."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
         write_npy(file, array)
     elif suffix == ".npz":
-        _write_npz(file, array, source.member or "arr_0")
+        _write_npz(file, array, _name_in_archive(source))
     else:
         _write_image(file, path, array, source)
 
