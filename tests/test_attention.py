@@ -110,3 +110,8 @@ def test_large_scores_do_not_overflow(backend):
 def test_bad_arguments(query, kwargs, error, message):
     with pytest.raises(error, match=message):
         ap.attention_pool(np.ones((2, 3, 4)), query, **kwargs)
+
+
+def test_explain_names_what_to_explain_instead():
+    with pytest.raises(TypeError, match=r"fn must not be attention_pool.*explain\(pool_tokens"):
+        ap.explain(ap.attention_pool, np.ones((1, 2, 3)), np.ones(3))

@@ -252,4 +252,12 @@ def _differentiate(x: Any, query: Any, **kwargs: Any) -> tuple[Any, Callable[...
     return result, pullback
 
 
+def _explain(*_: Any, **__: Any) -> Any:
+    raise TypeError(
+        "fn must not be attention_pool, which explain does not know: "
+        'explain(pool_tokens, x, "mean", …) tells which tokens the same layout counts'
+    )
+
+
 attention_pool.differentiate = _differentiate  # type: ignore[attr-defined]
+attention_pool.explain = _explain  # type: ignore[attr-defined]
