@@ -188,9 +188,9 @@ def attention_pool(
         raise ValueError(f"values must be on the device of x, {x.device}, got {values.device} ({at})")
     found = (x, asked, values, *given_layout(x, layout), factor, number_argument("empty", empty, at))
     if composed(x):
-        return token_operations().attend(x, asked, values, _call(*found))  # type: ignore[no-any-return]
+        return token_operations().attend(x, asked, values, _call(*found))
     if key is not None and writes_natively():  # without the dispatcher
         call = _call(*found)
         remember_attention((key, asked.dtype), call, kind, options)
         return _attended(x, call)
-    return torch.ops.anypool_tokens.attend(*found)[0]  # type: ignore[no-any-return]
+    return torch.ops.anypool_tokens.attend(*found)[0]

@@ -228,12 +228,12 @@ def pool_tokens(x: Any, reduction: Any, **kwargs: Any) -> torch.Tensor:
     found = _arguments(x, reduction, **kwargs)
     given, x, w = x, found[0], found[_WEIGHTS]
     if composed(x):
-        return token_operations().pool(x, _call(*found), w)  # type: ignore[no-any-return]
+        return token_operations().pool(x, _call(*found), w)
     if torch.is_grad_enabled() and (x.requires_grad or (w is not None and w.requires_grad)):
-        return torch.ops.anypool_tokens.reduce_known(*found)[0]  # type: ignore[no-any-return]
+        return torch.ops.anypool_tokens.reduce_known(*found)[0]
     if not torch.compiler.is_compiling() and not watched(x):  # without the dispatcher
         call = _call(*found)
         if x is given and w is None:
             _remember(x, call, reduction, kwargs)
         return _run(x, call)
-    return torch.ops.anypool_tokens.reduce(*found)  # type: ignore[no-any-return]
+    return torch.ops.anypool_tokens.reduce(*found)
