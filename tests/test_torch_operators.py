@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -287,3 +289,25 @@ def test_compile_of_vmap():
     call = lambda t: ap.avg_pool2d(ap.max_pool2d(t, 2, 1), 2)  # noqa: E731
     mapped = torch.compile(torch.func.vmap(call), fullgraph=True, backend="aot_eager")(x)
     assert torch.equal(mapped, torch.func.vmap(call)(x))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "ap.max_pool2d(x, 2)",
+        "ap.max_pool2d(x, 2, mask=mask)",
+        "ap.pool(x, 'median', (2, 2))",
+        "ap.pool_tokens(x[0], 'mean', mask=mask[:2])",
+        "ap.attention_pool(x[0], x[0, 0, 0])",
+    ],
+)
+def test_the_first_call_of_a_program_may_be_a_compiled_one(call):
+    """A compiler imports what tensors need while it traces, and must find what it looked at before unchanged."""
+    program = (
+        "import anypool as ap, torch\n"
+        "x, mask = torch.ones(1, 2, 4, 4), torch.ones(4, 4, dtype=torch.bool)\n"
+        f"f = torch.compile(lambda x, mask: {call}, fullgraph=True, backend='eager')\n"
+        "print(torch.equal(f(x, mask), torch.ones_like(f(x, mask))))"
+    )
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
+    assert run.stdout.strip() == "True", run.stderr

@@ -90,7 +90,7 @@ def _function_of(call: Callable[P, Call]) -> Callable[P, Any]:
 
     def function(*args: P.args, **kwargs: P.kwargs) -> Any:
         try:
-            if operation.quick is not None and args and type(args[0]) is not np.ndarray:
+            if args and type(args[0]) is not np.ndarray:
                 result = operation.quick(call, args, kwargs)
                 if result is not NotImplemented:
                     return result

@@ -51,7 +51,7 @@ def pool(problem: Problem, source: Source, y: Array, *, codes: Array | None = No
     is a part of the result into a y that is not our own.
     """
     job = problem.coded if as_offsets else problem.job
-    counts = np.empty(problem.shape, np.int64)
+    counts = empty_like(y, np.dtype(np.int64), problem.shape)
     assert job.function is not None
     may_fail = job.function.draws or (
         empty is None and not is_float(job.result)

@@ -42,9 +42,14 @@ from anypool.windows import Windows
 Array = npt.NDArray[Any]
 Gradient = Callable[[Array, Array], None]  # (gradient of the result, where to write that of x)
 
-# Set by `anypool.tensors`: (what builds a call, its arguments) -> the result for a tensor that was seen before, or
-# NotImplemented. It spares small tensors the description of what is already known.
-quick: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any] | None = None
+
+def quick(build: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the result for a tensor that was seen before, given what builds a call, and its arguments.
+
+    `anypool.tensors` puts its own function here: it spares small tensors the description of what is already known. A
+    function stands here before, as a compiler that traces the first call of a program refuses None to become one.
+    """
+    return NotImplemented
 
 
 class Description(NamedTuple):
@@ -208,7 +213,7 @@ def _resolve(shape: tuple[int, ...], dtype: np.dtype[Any], what: Description) ->
     job = Pass(
         windows, axes, reduction.merge, lift, reduction.finish, p, accumulator, result,
         divisor=_divisor(what, reduction, windows, is_float(result), where), codes="index" if indices else None,
-        function=reduction.function, ignore=_ignored(what, reduction, where),
+        function=reduction.function, ignore=ignored(what, reduction, where),
     )  # fmt: skip
     result_shape = job.shape(shape)
     check_size(result_shape, result, where)
@@ -299,7 +304,7 @@ def _parameter(what: Description, name: str) -> Any:
     return dict(given)[name] if what.function == "pool" and isinstance(given, tuple) else given  # pool() takes them all
 
 
-def _ignored(what: Description, reduction: Reduction, where: str) -> tuple[int, ...]:
+def ignored(what: Description, reduction: Reduction, where: str) -> tuple[int, ...]:
     """Return the values that do not count."""
     if reduction.name != "mode":
         return ()

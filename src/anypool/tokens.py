@@ -33,8 +33,11 @@ def holds_tensors(x: Any) -> bool:
 
 
 _tensors: Any = None
-# Of tensors, once there are such: pools them if the call is known but for its data, else returns NotImplemented.
-quick: Callable[[Any, tuple[Any, ...], tuple[Any, ...]], Any] | None = None
+
+
+def quick(x: Any, layouts: tuple[Any, ...], what: tuple[Any, ...]) -> Any:
+    """Return the pooled tensor if the call is known but for its data; `anypool.token_tensors` puts its own here."""
+    return NotImplemented
 
 
 def tensors() -> Any:
@@ -283,7 +286,7 @@ def pool_tokens(x: Any, reduction: str | Sequence[str], *, mask: Any = None, len
            [ 3.,  5.],
            [nan, nan]])
     """
-    if quick is not None and type(x) is not np.ndarray:
+    if type(x) is not np.ndarray:
         what = reduction, side, num_segments, weights, exclude_prefix, empty, norm_type, r, eps, dtype
         y = quick(x, (mask, lengths, offsets, segment_ids, spans), what)
         if y is not NotImplemented:

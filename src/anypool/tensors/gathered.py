@@ -1,6 +1,6 @@
 """Reductions that need every input of a window at once: the NumPy code on a tensor's memory, known to autograd.
 
-For tensors of the CPU, with first gradients; a compiler breaks its graph here.
+For tensors of the CPU, with first gradients. What compiles or has no data gets operators (`counted`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch.autograd import Function
 
 from anypool import gathering
 from anypool.backends import Array, gathered, select
-from anypool.operation import Description, Problem, pooled_axes, resolve
+from anypool.operation import Description, Problem, Selection, pooled_axes, resolve
 from anypool.reductions import BFLOAT16, REDUCTIONS
 from anypool.tensors import autograd
-from anypool.tensors.plain import is_plain
+from anypool.tensors.plain import is_plain, needs_operators
 from anypool.tensors.spec import TORCH, Memory, Origin, Spec, channels_last, dense, memory, spec_of
 
 
@@ -50,6 +50,12 @@ def problem_of(x: torch.Tensor, what: Description) -> tuple[Memory, Problem]:
 
 def run(x: torch.Tensor, what: Description, generator: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the pooled tensor, and the indices if they are asked for."""
+    if generator is None and needs_operators(x):
+        from anypool.tensors import counted  # which imports this module
+
+        every = Selection(None, None, "propagate", None, return_valid=False)
+        y: torch.Tensor = counted.pool(x, what, every)
+        return y, None
     if torch.compiler.is_compiling():
         from anypool.tensors.uncompiled import run_eagerly
 

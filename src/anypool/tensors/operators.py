@@ -1,4 +1,4 @@
-"""The operators that PyTorch knows: five for every rank, reduction and kind of window.
+"""The operators that PyTorch knows: five for every rank, reduction and kind of window where every input counts.
 
 ``anypool::pool``, ``pool_with_codes`` (a max or min, and each winner's offset in its window) and the three backward
 passes. Each has the native kernel on the CPU, torch operations on other devices, a fake kernel with exact shapes and
@@ -7,13 +7,14 @@ strides, and an autograd kernel whose backward is again one of the five.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from anypool.backends import torch as reference
-from anypool.operation import Problem
+from anypool.operation import Description, Problem, resolve
 from anypool.tensors import autograd, codes, kernels
 from anypool.tensors.spec import (
     NUMPY,
@@ -45,17 +46,18 @@ def _problem(x: Any, spec: Spec) -> Problem:
     return problem_of(Memory(tuple(x.shape), (), NUMPY[x.dtype]), spec)
 
 
-def _like(x: Any, y: Any) -> Any:
+def like(x: Any, y: Any) -> Any:
+    """Return y in the order in memory that results for x have."""
     return y.contiguous(memory_format=memory_format(y.ndim, channels_last(x)))
 
 
 def _pool(x: Any, spec: Spec) -> Any:
-    return _like(x, reference.run(_problem(x, spec).job, x)[0])
+    return like(x, reference.run(_problem(x, spec).job, x)[0])
 
 
 def _pool_with_codes(x: Any, spec: Spec) -> Any:
     y, winners = reference.run(_problem(x, spec).coded, x)
-    return _like(x, y), _like(x, winners)
+    return like(x, y), like(x, winners)
 
 
 def _sum_backward(grad: Any, origin: Origin, spec: Spec) -> Any:
@@ -64,31 +66,36 @@ def _sum_backward(grad: Any, origin: Origin, spec: Spec) -> Any:
 
 
 def _power_backward(grad: Any, x: Any, y: Any, spec: Spec) -> Any:
-    return _like(x, autograd.pull(x, grad, spec))
+    return like(x, autograd.pull(x, grad, spec))
 
 
 # ---- fake ------------------------------------------------------------------------------------------------------------
 
 
-def _empty(shape: Sequence[Any], like: Any, dtype: Any, last: bool) -> Any:
-    return torch.empty(list(shape), dtype=dtype, device=like.device, memory_format=memory_format(len(shape), last))
+def empty(shape: Sequence[Any], x: Any, dtype: Any, last: bool) -> Any:
+    """Return a fake tensor for a result of x."""
+    return torch.empty(list(shape), dtype=dtype, device=x.device, memory_format=memory_format(len(shape), last))
+
+
+def outline(x: Any, spec: Spec, describe: Callable[[Spec], Description]) -> tuple[Sequence[Any], Memory, Problem]:
+    """Return the shape of the result, and a problem with its dtypes: that of the call if all sizes are numbers."""
+    known = all(isinstance(n, int) for n in (*x.shape, *spec.size, *spec.stride, *spec.padding, *spec.dilation))
+    at = Memory(tuple(x.shape) if known else (1 << 20,) * x.ndim, (), NUMPY[x.dtype])
+    problem = resolve(at, describe(spec if known else _any_size(spec)))  # type: ignore[arg-type]  # checks what it can
+    return problem.shape if known else spec.outputs(x.shape), at, problem
 
 
 def _results(x: Any, spec: Spec, *, coded: bool) -> list[Any]:
-    if all(isinstance(n, int) for n in (*x.shape, *spec.size, *spec.stride, *spec.padding, *spec.dilation)):
-        problem = _problem(x, spec)  # checks what there is to check
-        shape: Sequence[Any] = problem.shape
-        result, code = problem.job.result, problem.coded.code_dtype()
-    else:
-        problem = problem_of(Memory((1 << 20,) * x.ndim, (), NUMPY[x.dtype]), _any_size(spec))  # for its dtypes
-        shape, result = spec.outputs(x.shape), problem.job.result
-        taps = 1
-        for n in spec.taps(x.shape) if coded else ():
-            taps = taps * n
-        code = NUMPY[_code_dtype(taps)]
+    shape, _, problem = outline(x, spec, Spec.description)
     last = channels_last(x)
-    fakes = [_empty(shape, x, kernels.torch_dtype(result, x.dtype), last)]
-    return [*fakes, _empty(shape, x, TORCH[code.name], last)] if coded else fakes
+    fakes = [empty(shape, x, kernels.torch_dtype(problem.job.result, x.dtype), last)]
+    if not coded:
+        return fakes
+    if shape is problem.shape:
+        code = TORCH[problem.coded.code_dtype().name]
+    else:
+        code = _code_dtype(math.prod(spec.taps(x.shape)))
+    return [*fakes, empty(shape, x, code, last)]
 
 
 def _any_size(spec: Spec) -> Spec:
@@ -129,11 +136,17 @@ def _define(name: str, tensors: int, native: Any, elsewhere: Any, fake: Any, dif
         results = getattr(torch.ops.anypool, name)(*front, *Spec.of(rest).batched())
         return results, tuple(0 for _ in results) if isinstance(results, tuple) else 0
 
-    _LIBRARY.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, unpacked(native), "CPU")
-    _LIBRARY.impl(name, unpacked(elsewhere), "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, unpacked(differentiable), "Autograd")
-    torch.library.register_fake(f"anypool::{name}", unpacked(fake), lib=_LIBRARY)
+    kernels = [unpacked(kernel) for kernel in (native, elsewhere, fake, differentiable)]
+    define(name, _SCHEMAS[name], batched, *kernels)
+
+
+def define(name: str, schema: str, batched: Any, native: Any, elsewhere: Any, fake: Any, differentiable: Any) -> None:
+    """Tell PyTorch of an operator, and the kernels that take its arguments."""
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, native, "CPU")
+    _LIBRARY.impl(name, elsewhere, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, differentiable, "Autograd")
+    torch.library.register_fake(f"anypool::{name}", fake, lib=_LIBRARY)
     torch.library.register_vmap(f"anypool::{name}", batched, lib=_LIBRARY)
 
 
@@ -141,8 +154,8 @@ _define("pool", 1, kernels.pool, _pool, lambda x, s: _results(x, s, coded=False)
 _define("pool_with_codes", 1, kernels.pool_with_codes, _pool_with_codes,
         lambda x, s: tuple(_results(x, s, coded=True)), autograd.pool_with_codes)  # fmt: skip
 _define("sum_backward", 1, kernels.sum_backward, _sum_backward,
-        lambda g, o, s: _empty(o.shape, g, o.dtype, o.channels_last), autograd.sum_backward)  # fmt: skip
+        lambda g, o, s: empty(o.shape, g, o.dtype, o.channels_last), autograd.sum_backward)  # fmt: skip
 _define("select_backward", 2, kernels.select_backward, codes.scatter,
-        lambda g, c, o, s: _empty(o.shape, g, o.dtype, o.channels_last), autograd.select_backward)  # fmt: skip
+        lambda g, c, o, s: empty(o.shape, g, o.dtype, o.channels_last), autograd.select_backward)  # fmt: skip
 _define("power_backward", 3, kernels.power_backward, _power_backward,
-        lambda g, x, y, s: _empty(x.shape, x, x.dtype, channels_last(x)), autograd.power_backward)  # fmt: skip
+        lambda g, x, y, s: empty(x.shape, x, x.dtype, channels_last(x)), autograd.power_backward)  # fmt: skip

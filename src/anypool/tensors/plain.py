@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from anypool import _native
 
@@ -53,6 +54,15 @@ TENSORS = _native.Tensors(
 def elsewhere(x: torch.Tensor) -> bool:
     """Return whether x is on a device that we have no kernels for; fake and meta tensors have an operator."""
     return x.device.type not in ("cpu", "meta")
+
+
+def needs_operators(x: torch.Tensor) -> bool:
+    """Return whether somebody sees x who knows operators only: a compiler, an exporter, a mode; or it has no data."""
+    if torch.compiler.is_compiling():
+        return True
+    if elsewhere(x) or is_plain(x) or x.layout is not torch.strided or x.is_nested or x.is_quantized:
+        return False
+    return not torch._C._are_functorch_transforms_active() and not is_traceable_wrapper_subclass(x)
 
 
 def array_of(x: torch.Tensor) -> Any:

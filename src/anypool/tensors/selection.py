@@ -18,7 +18,8 @@ from anypool.backends import torch as reference
 from anypool.operation import Call, Description, Problem, Selection
 from anypool.reductions import BFLOAT16, find, is_float, neutral
 from anypool.tensors import gathered
-from anypool.tensors.plain import array_of, has_tangent, is_plain
+from anypool.tensors.kernels import torch_dtype
+from anypool.tensors.plain import array_of, has_tangent, is_plain, needs_operators
 from anypool.tensors.spec import NUMPY, TORCH, Memory
 from anypool.windows import Sliding
 
@@ -28,6 +29,17 @@ _ARRAYS = frozenset(NUMPY) - {torch.bfloat16}  # dtypes that NumPy has
 
 def run(x: torch.Tensor, what: Description, given: Selection, out: torch.Tensor | None, generator: Any) -> Any:
     """Return the pooled tensor, then the indices and the counts if they are asked for."""
+    if generator is None and needs_operators(x) and not has_tangent(x):
+        from anypool.tensors import counted  # which imports this module
+
+        if out is not None:
+            raise ValueError("out needs plain tensors of the CPU (x: a tensor that is traced)")
+        return counted.pool(x, what, given)
+    return unwatched(x, what, given, out, generator)
+
+
+def unwatched(x: torch.Tensor, what: Description, given: Selection, out: torch.Tensor | None, generator: Any) -> Any:
+    """Do the same for a tensor that only autograd may know."""
     where = f"x: {tuple(x.shape)}"
     given = _found(x, given, where)
     others = [a for a in (given.mask, given.weights) if isinstance(a, torch.Tensor)]
@@ -47,7 +59,7 @@ def run(x: torch.Tensor, what: Description, given: Selection, out: torch.Tensor 
         array, mask, weights, into = map(_array, values)
         result = selection.run(Call(array, named, into, given._replace(mask=mask, weights=weights), generator))
         parts = result if isinstance(result, tuple) else (result,)
-        found = tuple(out if p is into and out is not None else torch.from_numpy(p) for p in parts)
+        found = tuple(out if p is into and out is not None else _from_array(p, x) for p in parts)
         return found if isinstance(result, tuple) else found[0]
     if out is not None:
         raise ValueError(f"out needs plain tensors that record no gradient ({where})")
@@ -98,6 +110,12 @@ def _is_memory(value: Any) -> bool:
     if not isinstance(value, torch.Tensor):
         return True
     return not torch.compiler.is_compiling() and is_plain(value) and value.dtype in _ARRAYS
+
+
+def _from_array(array: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return a result as a tensor, of the dtype that it has where every input counts."""
+    y = torch.from_numpy(array)
+    return y.view(torch_dtype(array.dtype, x.dtype)) if y.dtype is torch.uint64 else y
 
 
 def _array(value: Any) -> Any:

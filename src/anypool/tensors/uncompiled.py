@@ -1,4 +1,4 @@
-"""What a compiler must not trace. A module of its own: the mark imports the compiler, for seconds."""
+"""What a compiler must not trace: draws. A module of its own: the mark imports the compiler, for seconds."""
 
 from __future__ import annotations
 
