@@ -236,6 +236,7 @@ def write(report: Report, out: Path) -> None:
     """Write the page, the picture beside it and the excerpt in README.md."""
     from benchmarks.growth import picture
 
+    (out.parent / PICTURE).parent.mkdir(parents=True, exist_ok=True)  # after half an hour is no time to ask for it
     if report.curves:
         picture(report.curves, out.parent / PICTURE)
     out.write_text(page(report))

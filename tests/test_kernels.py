@@ -487,6 +487,40 @@ def test_gradients_of_sums_two_apart(kernel, reduction, dtype):
             assert tolerance.same_bits(*results), (width, low, high, ceil, more)
 
 
+@pytest.mark.parametrize("at", [0, 1, 15], ids=lambda n: f"{n} elements behind a line")
+@pytest.mark.parametrize("gap", [0, 3, 16], ids=lambda n: f"rows {n} apart")
+@pytest.mark.parametrize(
+    ("reduction", "dtype", "shape", "window"),
+    [
+        ("mean", "float32", (301, 181, 163), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        ("sum", "float64", (151, 97, 301), {"kernel_size": 2, "stride": 2}),
+        ("max", "float32", (301, 181, 163), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        ("max", "float16", (12345, 7, 7, 31), {"kernel_size": 2, "stride": 2}),  # rows shorter than a line
+        ("min", "float32", (3, 3001, 1001), {"kernel_size": (2, 3), "stride": (1, 2)}),
+    ],
+)
+def test_gradients_written_around_the_caches(reduction, dtype, shape, window, gap, at):
+    """More than 32 MB: the bits of its parts, wherever memory lines begin; and nothing beside it is written."""
+    axes = (len(shape) - 2, len(shape) - 1)
+    x = cases.rng(1).standard_normal(shape, np.float32).astype(dtype)
+    assert x.nbytes > 32 << 20
+    y, pullback = ap.vjp(ap.pool, x, reduction, axes=axes, **window)
+    g = cases.rng(2).standard_normal(y.shape, np.float32).astype(dtype)
+    whole = (*shape[:-1], shape[-1] + gap)
+    memory = np.full(64 + np.prod(whole), 7, dtype)
+    first = -memory.ctypes.data % 64 // memory.itemsize + at
+    wide = memory[first : first + np.prod(whole)].reshape(whole)
+    got = wide[..., : shape[-1]]
+    pullback(g, out=got)
+    for i in range(0, len(x), step := max(1, len(x) // 3)):
+        part = slice(i, i + step)
+        _, some = ap.vjp(ap.pool, x[part], reduction, axes=axes, **window)
+        assert tolerance.same_bits(some(g[part]), got[part])
+    assert (wide[..., shape[-1] :] == 7).all()
+    assert (memory[:first] == 7).all()
+    assert (memory[first + wide.size :] == 7).all()
+
+
 @pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 2.5])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_gradients_of_powers(p, dtype):

@@ -1,6 +1,7 @@
 // The backward pass of max and min: every input gathers, from the windows that saw it, the gradients of those it won.
 // Each gradient element is written once, in a fixed order; nothing is scattered into the output.
 #pragma once
+#include "around.hpp"
 #include "elements.hpp"
 #include "phases.hpp"
 #include "scratch.hpp"
@@ -33,12 +34,17 @@ class SelectBackward {
   };
   const SelectRowsRun narrow_;
   char* narrow_scratch_ = nullptr;
+  AroundCaches around_;           // for narrow_, which is slower than memory at stride 1
   i64* place_of_code_ = nullptr;  // windows that do not meet: where the taps of a plane lie in grad_x
   i64 c0_ = 0, cb_ = 0, outer_ = 0;
 
  public:
   SelectBackward(const Plan& plan, const Buffers& buffers, char* scratch)
-      : p_(plan), buf_(buffers), arena_{uintptr_t(scratch)}, narrow_(select_rows_of(plan)) {
+      : p_(plan),
+        buf_(buffers),
+        arena_{uintptr_t(scratch)},
+        narrow_(select_rows_of(plan)),
+        around_(narrow_.run && plan.axis[2].stride > 1, plan, &Axis::n_in, arena_) {
     const Axis& w = p_.axis[2];
     cb_max_ = lower(p_.tile_c, p_.inner);
     n_out_ = w.n_out;
@@ -91,6 +97,7 @@ class SelectBackward {
       else
         for (i64 ih = block * p_.rows_block; ih < last; ++ih) input_row(id, ih);
     }
+    around_.finish();
   }
 
  private:
@@ -185,7 +192,7 @@ class SelectBackward {
   }
 
   // Input rows one after the other: the outputs that saw them follow without a division.
-  void narrow_rows(i64 id, i64 begin, i64 end) const {
+  void narrow_rows(i64 id, i64 begin, i64 end) {
     const Axis &d = p_.axis[0], &h = p_.axis[1];
     const i64 bytes = size_of(p_.in), taps = p_.axis[2].kernel, reach = (h.kernel - 1) * h.dilation;
     const char* grad = static_cast<const char*>(buf_.x) + offset(p_.x_outer, p_.x_stride, 0, 0) * bytes;
@@ -211,7 +218,8 @@ class SelectBackward {
                        code + od * p_.code_stride[0] + oh * p_.code_stride[1], (td * h.kernel + th) * taps};
         }
       }
-      narrow_.run(p_, narrow_scratch_, seen, n, y + ih * p_.y_stride[1] * bytes);
+      narrow_.run(p_, narrow_scratch_, seen, n, around_.room(y + ih * p_.y_stride[1] * bytes));
+      around_.wrote(p_.axis[2].n_in * bytes);
     }
   }
   void input_row(i64 id, i64 ih) {

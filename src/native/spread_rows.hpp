@@ -1,6 +1,7 @@
 // The adjoint of sums and means over windows of 2 or 3 that lie 2 apart, on h and on w: what an output got is spread over
 // the inputs that it saw. In registers, two columns at a time; each row of the outputs is loaded and divided once.
 #pragma once
+#include "around.hpp"
 #include "input_rows.hpp"
 
 namespace anypool {
@@ -15,6 +16,7 @@ class SpreadRows {
       pairs_;      // the column of the line that comes first, and of that pair; how many pairs there are
   char* line_[2];  // loaded rows, by their last bit, with a column before the first and a vector behind
   i64 loaded_[2] = {-1, -1};
+  AroundCaches around_;
 
  public:
   SpreadRows(const Plan& plan, const Tile& tile, InputRows& rows, Arena& arena)
@@ -24,7 +26,8 @@ class SpreadRows {
         used_(applies(plan)),
         first_(plan.axis[2].pad / 2),
         from_(plan.axis[2].pad % 2),
-        pairs_((plan.axis[2].n_out + from_ + 1) / 2) {
+        pairs_((plan.axis[2].n_out + from_ + 1) / 2),
+        around_(used_, plan, &Axis::n_out, arena) {
     if (!used_) return;
     const i64 n = pairs_ + 1 + ANYPOOL_VECTOR_BYTES / size_of(p_.acc);
     for (char*& line : line_) {
@@ -51,6 +54,7 @@ class SpreadRows {
   void run(char* y, i64 y_step, i64 oh0, i64 oh1) {
     loaded_[0] = loaded_[1] = -1;
     p_.acc == DType::f32 ? run<float>(y, y_step, oh0, oh1) : run<double>(y, y_step, oh0, oh1);
+    around_.finish();
   }
 
  private:
@@ -65,7 +69,7 @@ class SpreadRows {
       const i64 at = (oh + h.pad) / 2;
       const T* a = line<T>(at);
       const T* b = h.kernel == 3 && (oh + h.pad) % 2 == 0 ? line<T>(at - 1) : nullptr;
-      T* to = reinterpret_cast<T*>(y);
+      T* to = reinterpret_cast<T*>(around_.room(y));
       if (!a && !b)
         __builtin_memset(to, 0, size_t(p_.axis[2].n_out) * sizeof(T));
       else if (a && b)
@@ -73,6 +77,7 @@ class SpreadRows {
       else
         p_.axis[2].kernel == 3 ? spread<T, 3, false>(to, a ? a : b, nullptr)
                                : spread<T, 2, false>(to, a ? a : b, nullptr);
+      around_.wrote(p_.axis[2].n_out * i64(sizeof(T)));
     }
   }
   // Row `at` from the first pair's column on, or null if there is none.

@@ -1,13 +1,13 @@
 // Gradients of token pooling: every row of x gathers from the outputs that saw it and is written once.
 #pragma once
 #include "arithmetic.hpp"
+#include "around.hpp"
 #include "token_rows.hpp"
 
 namespace anypool {
 namespace {
 
-// Copies a row from the cache; around it where the gradient is so large that its start has left the cache before anybody
-// reads it: a plain store would read the memory first, and that costs as much as writing it.
+// Copies a row from the cache, or around it. Rows are long here: that they begin and end within a line costs little.
 template <class T>
 class RowWriter {
   T* to_;
@@ -20,29 +20,16 @@ class RowWriter {
     char* to = reinterpret_cast<char*>(to_ + row * n_);
     const char* from = reinterpret_cast<const char*>(line);
     i64 bytes = n_ * i64(sizeof(T));
-#if defined(__x86_64__)
     if (around_) {
-      constexpr i64 kWidth = ANYPOOL_VECTOR_BYTES;
-      const i64 head = lower(-reinterpret_cast<i64>(to) & (kWidth - 1), bytes);
+      const i64 head = lower(-reinterpret_cast<i64>(to) & (kLine - 1), bytes), whole = (bytes - head) / kLine * kLine;
       __builtin_memcpy(to, from, size_t(head));
-      to += head, from += head, bytes -= head;
-      for (; bytes >= kWidth; to += kWidth, from += kWidth, bytes -= kWidth) {
-#if defined(__AVX512F__)
-        _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
-#elif defined(__AVX2__)
-        _mm256_stream_si256(reinterpret_cast<__m256i*>(to), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-#else
-        _mm_stream_si128(reinterpret_cast<__m128i*>(to), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-#endif
-      }
+      stream_lines(to + head, from + head, whole);
+      to += head + whole, from += head + whole, bytes -= head + whole;
     }
-#endif
     __builtin_memcpy(to, from, size_t(bytes));
   }
   void done() const {
-#if defined(__x86_64__)
-    if (around_) _mm_sfence();
-#endif
+    if (around_) streamed();
   }
 };
 

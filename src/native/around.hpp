@@ -1,0 +1,93 @@
+// Rows that are written around the caches: a plain store reads the memory first, which costs as much as writing it. Only for
+// results so large that their beginning has left the caches before anybody reads it.
+#pragma once
+#include "scratch.hpp"
+
+namespace anypool {
+namespace {
+
+constexpr i64 kLine = 64;  // bytes that memory is written in; a part of them costs more than all
+
+// Whole lines from `from`, which need not be aligned, to `to`, which is.
+ANYPOOL_INLINE void stream_lines(char* to, const char* from, i64 bytes) {
+#if defined(__AVX512F__)
+  for (i64 i = 0; i < bytes; i += 64)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
+#elif defined(__AVX2__)
+  for (i64 i = 0; i < bytes; i += 32)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i),
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+#elif defined(__x86_64__)
+  for (i64 i = 0; i < bytes; i += 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+#else
+  __builtin_memcpy(to, from, size_t(bytes));
+#endif
+}
+
+// What was streamed is there for other threads, who may be told of it.
+ANYPOOL_INLINE void streamed() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// Collects rows: those that follow one another in memory share the lines between them.
+class AroundCaches {
+  char* buffer_ = nullptr;
+  char* to_ = nullptr;  // where what the buffer holds belongs
+  i64 held_ = 0;
+
+ public:
+  // For a gradient whose sizes are those of the axes that belong to y; it may be too small for this.
+  AroundCaches(bool wanted, const Plan& p, i64 Axis::* size, Arena& arena) {
+    if (!wanted) return;
+    const i64 row = p.axis[2].*size * p.inner * size_of(p.out);
+    i64 bytes = row * p.axis[0].*size * p.axis[1].*size;
+    for (int a = 0; a < p.n_outer; ++a) bytes *= p.outer[a];
+    if (bytes > (i64(32) << 20)) buffer_ = arena.take(row + kTogether + kLine);
+  }
+  // Where to write a row that belongs at `to`.
+  char* room(char* to) {
+    if (!buffer_) return to;
+    if (to != to_ + held_) {
+      rest();
+      to_ = to;
+    }
+    return buffer_ + held_;
+  }
+  // That row has been written, and is as long.
+  void wrote(i64 bytes) {
+    if (!buffer_) return;
+    held_ += bytes;
+    if (held_ >= kTogether) lines();
+  }
+  // Nothing follows.
+  void finish() {
+    if (!buffer_) return;
+    rest();
+    to_ = nullptr;
+    streamed();
+  }
+
+ private:
+  static constexpr i64 kTogether = 2048;  // bytes written at once: a row may be less than a line
+
+  void lines() {
+    i64 done = lower(-reinterpret_cast<i64>(to_) & (kLine - 1), held_);
+    __builtin_memcpy(to_, buffer_, size_t(done));
+    const i64 whole = (held_ - done) / kLine * kLine;
+    stream_lines(to_ + done, buffer_ + done, whole);
+    done += whole, held_ -= done, to_ += done;
+    __builtin_memmove(buffer_, buffer_ + done, size_t(held_));
+  }
+  void rest() {
+    if (!held_) return;
+    lines();
+    __builtin_memcpy(to_, buffer_, size_t(held_));
+    held_ = 0;
+  }
+};
+
+}  // namespace
+}  // namespace anypool
