@@ -117,6 +117,18 @@ def test_export(strict, dynamic, tmp_path):
         agree(loaded(*batch), model(*batch))
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python:torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", sorted(set(CALLS) - {"weighted avg", "weighted sum"}))
+def test_jit_trace(name):
+    """A trace holds the operators, not the result that it saw."""
+    x, mask, _ = data()
+    traced = torch.jit.trace(lambda x, mask: CALLS[name](x, mask, None), (x, mask))
+    assert "anypool::pool_counted" in str(traced.graph)
+    for seed in (0, 1):
+        x, mask, _ = data(seed=seed)
+        agree(traced(x, mask), CALLS[name](x, mask, None))
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 @calls
 def test_fake_and_meta_tensors(name, last):

@@ -253,6 +253,17 @@ def test_jit_trace_takes_pytorchs_operator():
     assert torch.equal(traced(x * 2), ap.max_pool2d(x * 2, 2))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_jit_trace_of_sizes_of_the_input():
+    x = torch.randn(1, 3, 8, 8)
+    for call in (
+        lambda x: ap.pool(x, "lp", (2, 3), padding="same"),
+        lambda x: ap.global_avg_pool(x, data_format="channels_last"),
+        lambda x: ap.pool(x, "min", (2, 2)),
+    ):
+        assert torch.equal(torch.jit.trace(call, x)(x * 2), call(x * 2))
+
+
 def test_fx_trace():
     """A symbolic trace of a swapped model holds the calls, and runs."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.MaxPool2d(2), torch.nn.AdaptiveAvgPool2d(1))

@@ -57,9 +57,12 @@ def pool(x: torch.Tensor, what: Description, given: Selection) -> Any:
     reduction, _ = reduction_of(what, where)
     indices = flag_argument("return_indices", what.return_indices, where)
     valid = flag_argument("return_valid", given.return_valid, where)
-    if given.empty is not None and not isinstance(given.empty, bool):
-        number_argument("empty", given.empty, where)
-    more = Given(given.nan == "omit", given.empty, ignored(what, reduction, where), indices, valid)
+    empty = given.empty
+    if isinstance(empty, bool) and (x.dtype is torch.bool or reduction.lift == "nonzero"):
+        empty = int(empty)  # a bool is no number for a trace
+    elif empty is not None and not isinstance(empty, bool):
+        number_argument("empty", empty, where)
+    more = Given(given.nan == "omit", empty, ignored(what, reduction, where), indices, valid)
     y, places, counts = torch.ops.anypool.pool_counted(x, mask, weights, *more, *spec)
     results = [y, *([places] if indices else []), *([counts] if valid else [])]
     if not what.keepdims:

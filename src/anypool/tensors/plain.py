@@ -57,8 +57,8 @@ def elsewhere(x: torch.Tensor) -> bool:
 
 
 def needs_operators(x: torch.Tensor) -> bool:
-    """Return whether somebody sees x who knows operators only: a compiler, an exporter, a mode; or it has no data."""
-    if torch.compiler.is_compiling():
+    """Return whether somebody sees x who knows operators only: a compiler, a tracer, a mode; or it has no data."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
     if elsewhere(x) or is_plain(x) or x.layout is not torch.strided or x.is_nested or x.is_quantized:
         return False

@@ -127,10 +127,15 @@ def spec_of(what: Description, shape: Sequence[Any], where: str) -> Spec:
             for i, (n, out) in enumerate(zip(sizes, given, strict=True))
         ]
     return Spec(
-        name, "sliding" if what.geometry == "sliding" else "adaptive", axes, tuple(size), tuple(stride), padding,
-        tuple(dilation), ceil, what.count_include_pad, what.divisor_override, parameter, what.signed,
+        name, "sliding" if what.geometry == "sliding" else "adaptive", axes, _numbers(size), tuple(stride),
+        _numbers(padding), tuple(dilation), ceil, what.count_include_pad, what.divisor_override, parameter, what.signed,
         _dtype(what.dtype, where),
     )  # fmt: skip
+
+
+def _numbers(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Return sizes that ``torch.jit.trace`` may have made tensors of: its lists hold no mixture of both."""
+    return tuple(int(v) if isinstance(v, torch.Tensor) else v for v in values)
 
 
 def _dtype(wanted: Any, where: str) -> Any:
