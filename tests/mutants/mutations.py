@@ -31,6 +31,7 @@ FUNCTIONS = "anypool/window_functions.py"
 GATHERED = "anypool/backends/gathered.py"
 SPEC = "anypool/tensors/spec.py"
 CODES = "anypool/tensors/codes.py"
+COUNTED = "anypool/tensors/counted.py"
 IN_TORCH = "anypool/backends/torch.py"
 RUNS = "anypool/runs.py"
 TOKEN_NATIVE = "native/token_tree.hpp"
@@ -58,6 +59,8 @@ TIED_MEDIAN = ("tests/test_window_reductions.py::test_gradients_of_ties",)
 MASKED = ("tests/test_masked_kernels.py",)
 KNOWN = ("tests/test_known_calls.py",)
 KERNELS = ("tests/test_kernels.py",)
+AROUND = ("tests/test_kernels.py::test_gradients_written_around_the_caches",)
+COMPILED = ("tests/test_torch_counted.py",)
 MODES = ("tests/test_window_reductions.py::test_like_numpy",)
 MOMENTS = ("tests/test_window_reductions.py::test_windows[std-2-channels_first]",)
 PIECES = ("tests/test_window_reductions.py::test_pieces_do_not_matter[std]",)
@@ -150,5 +153,13 @@ MUTATIONS = (
              "PyObject_CallMethodObjArgs(x.ptr(), negated_.ptr(), nullptr)", "PyLong_FromLong(0)", KNOWN),
     Mutation("native: offsets may end early", "native/token_layouts.cpp",
              "before == length();", "before <= length();", KNOWN),
+    Mutation("a traced window in the padding has no value", COUNTED,
+             "may_be_empty=self.empty is not None", "may_be_empty=False", COMPILED),
+    Mutation("a trace keeps what it saw", "anypool/tensors/plain.py",
+             " or torch._C._get_tracing_state() is not None", "", COMPILED),
+    Mutation("weights in a compiled graph have no gradient", COUNTED,
+             "of_weights if ctx.needs_input_grad[2] else None", "None", COMPILED),
+    Mutation("native: the last of a large gradient is lost", "native/around.hpp",
+             "__builtin_memcpy(to_, buffer_, size_t(held_));", "", AROUND),
     Mutation("gradient of max|x| loses signs", OPERATION, "grad_x *= signs", "pass", GRADIENTS),
 )  # fmt: skip
