@@ -25,6 +25,14 @@ ANYPOOL_INLINE void stream_lines(char* to, const char* from, i64 bytes) {
 #endif
 }
 
+// From anywhere to anywhere, all but what is left of the last line; returns how many bytes that were.
+ANYPOOL_INLINE i64 stream(char* to, const char* from, i64 bytes) {
+  const i64 head = lower(-reinterpret_cast<i64>(to) & (kLine - 1), bytes), whole = (bytes - head) / kLine * kLine;
+  __builtin_memcpy(to, from, size_t(head));
+  stream_lines(to + head, from + head, whole);
+  return head + whole;
+}
+
 // What was streamed is there for other threads, who may be told of it.
 ANYPOOL_INLINE void streamed() {
 #if defined(__x86_64__)
@@ -74,11 +82,8 @@ class AroundCaches {
   static constexpr i64 kTogether = 2048;  // bytes written at once: a row may be less than a line
 
   void lines() {
-    i64 done = lower(-reinterpret_cast<i64>(to_) & (kLine - 1), held_);
-    __builtin_memcpy(to_, buffer_, size_t(done));
-    const i64 whole = (held_ - done) / kLine * kLine;
-    stream_lines(to_ + done, buffer_ + done, whole);
-    done += whole, held_ -= done, to_ += done;
+    const i64 done = stream(to_, buffer_, held_);
+    held_ -= done, to_ += done;
     __builtin_memmove(buffer_, buffer_ + done, size_t(held_));
   }
   void rest() {

@@ -19,14 +19,8 @@ class RowWriter {
   void write(i64 row, const T* line) const {
     char* to = reinterpret_cast<char*>(to_ + row * n_);
     const char* from = reinterpret_cast<const char*>(line);
-    i64 bytes = n_ * i64(sizeof(T));
-    if (around_) {
-      const i64 head = lower(-reinterpret_cast<i64>(to) & (kLine - 1), bytes), whole = (bytes - head) / kLine * kLine;
-      __builtin_memcpy(to, from, size_t(head));
-      stream_lines(to + head, from + head, whole);
-      to += head + whole, from += head + whole, bytes -= head + whole;
-    }
-    __builtin_memcpy(to, from, size_t(bytes));
+    const i64 bytes = n_ * i64(sizeof(T)), done = around_ ? stream(to, from, bytes) : 0;
+    __builtin_memcpy(to + done, from + done, size_t(bytes - done));
   }
   void done() const {
     if (around_) streamed();
