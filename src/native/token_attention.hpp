@@ -75,7 +75,7 @@ class Attention {
     for (i64 h = 0; h < p_.heads; ++h) {
       const Head to = head(right, h);
       const Before before = p_.grad ? Before(*this, {state, 1}, h) : Before(*this, {state, 1}, h, to);
-      over_columns<A>(0, width_, [&](i64 c, auto k) { put(to.sum + c, before(at(to.sum + c, k), c, k)); });
+      over_columns<A>({0, width_}, [&](i64 c, auto k) { put(to.sum + c, before(at(to.sum + c, k), c, k)); });
     }
   }
 
@@ -128,7 +128,7 @@ class Attention {
     A w[kChunk];
     for (i64 i = 0; i < n; ++i) w[i] = A(weight[i]);
     merge_rows(
-        sum, rows, n, width_, [&](auto v, auto, i64 i) { return v * w[i]; }, [](auto l, auto r) { return l + r; },
+        sum, rows, n, {0, width_}, [&](auto v, auto, i64 i) { return v * w[i]; }, [](auto l, auto r) { return l + r; },
         before);
   }
   static Vec<double, kChunk> products(const Reader<T>& rows, const A* q, i64 dim, i64 n) {

@@ -62,12 +62,25 @@ inline i64 state_bytes_of(const TokenPlan& p, i64 n, i64 size) {
   return bytes;
 }
 
-template <class A, int L>
-ANYPOOL_INLINE Vec<double, L> doubles(Vec<A, L> v) {
-  if constexpr (kSame<A, double> || L == 1)
-    return v;
-  else
-    return __builtin_convertvector(v, Vec<double, L>);
+// f(c, how many, v as doubles ...), half of the lanes at a time where a register holds no more doubles. GCC would put
+// vectors longer than that together in memory, where loads wait for both halves.
+template <int H, class A, int L, int... I>
+ANYPOOL_INLINE Vec<double, L / 2> half(Vec<A, L> v, Indices<I...>) {
+  const auto part = __builtin_shufflevector(v, v, (H * L / 2 + I)...);
+#if defined(__AVX512F__)
+  if constexpr (L == 16) return (Vec<double, 8>)_mm512_maskz_cvtps_pd(__mmask8(-1), (__m256)part);
+#endif
+  return __builtin_convertvector(part, Vec<double, L / 2>);
+}
+template <class A, int L, class F, class... V>
+ANYPOOL_INLINE void in_doubles(F&& f, i64 c, V... v) {
+  if constexpr (kSame<A, double> || L == 1) {
+    f(c, Width<L>{}, Vec<double, L>(v)...);
+  } else {
+    constexpr typename MakeIndices<L / 2>::type lanes;
+    f(c, Width<L / 2>{}, half<0, A, L>(v, lanes)...);
+    f(c + L / 2, Width<L / 2>{}, half<1, A, L>(v, lanes)...);
+  }
 }
 
 // The winner of two: the better one, of equals the earlier, of NaNs the later.
@@ -151,18 +164,24 @@ class Reducer {
 
   void chunk(char* state, i64 n, i64 ordinal, Left left) {
     reader_.next(n);
-    i64 at = 0;
-    for (int t = 0; t < p_.n_terms; ++t) {
-      const TokenTerm& term = p_.term[t];
-      Kept<A> before[64];
-      for (int k = 0; k < left.n; ++k) before[k] = kept<A>(left.state[k] + at, n_);
-      chunk_of(term, kept<A>(state + at, n_), n, ordinal, {before, left.n});
-      reader_.ahead = false;  // the first term has fetched everything
-      at += kept_bytes(term, n_, sizeof(A));
+    const i64 step = p_.n_terms > 1 && !reader_.narrow() ? kTogether : n_;
+    for (i64 c = 0; c < n_; c += step) {
+      columns_ = {c, lower(c + step, n_)};
+      reader_.ahead = reader_.in_order();
+      i64 at = 0;
+      for (int t = 0; t < p_.n_terms; ++t) {
+        const TokenTerm& term = p_.term[t];
+        Kept<A> before[64];
+        for (int k = 0; k < left.n; ++k) before[k] = kept<A>(left.state[k] + at, n_);
+        chunk_of(term, kept<A>(state + at, n_), n, ordinal, {before, left.n});
+        reader_.ahead = false;  // the first term has fetched everything
+        at += kept_bytes(term, n_, sizeof(A));
+      }
     }
   }
 
   void merge(const char* left, char* right) {
+    columns_ = {0, n_};
     for (int t = 0; t < p_.n_terms; ++t) {
       const TokenTerm& term = p_.term[t];
       const Kept<A> before = kept<A>(const_cast<char*>(left), n_);
@@ -206,6 +225,10 @@ class Reducer {
   }
 
  private:
+  // Of a chunk that the L1 cache does not hold, each of several reductions walks over so many columns before the next one
+  // does, and all but the first find them there.
+  static constexpr i64 kTogether = 512 / i64(sizeof(T));
+  Columns columns_{};  // those that are being worked on
   i64 skipped_ = 0;
 
   // What is on the left of a chunk, from the nearest on. It is merged in the same walk over the columns as the tokens: each
@@ -223,13 +246,13 @@ class Reducer {
   }
   template <class V, class Lift, class M>
   void merge_tokens(Kept<A> s, V* Kept<A>::* row, i64 n, Before before, Lift&& lift, M&& merge) {
-    merge_rows(s.*row, reader_, n, n_, lift, merge, with(before, row, merge));
+    merge_rows(s.*row, reader_, n, columns_, lift, merge, with(before, row, merge));
   }
   // The same of a state that is there already.
   template <class V, class M>
   void merge_states(Kept<A> s, V* Kept<A>::* row, Before before, M&& merge) {
     const auto end = with(before, row, merge);
-    over_columns<V>(0, n_, [&](i64 c, auto k) { put(s.*row + c, end(at(s.*row + c, k), c, k)); });
+    over_columns<V>(columns_, [&](i64 c, auto k) { put(s.*row + c, end(at(s.*row + c, k), c, k)); });
   }
   static void add_weights(Kept<A> s, Before before) {
     for (int i = 0; i < before.n; ++i) *s.weight = *before.kept[i].weight + *s.weight;
@@ -257,7 +280,7 @@ class Reducer {
     if (!winners)
       return merge_tokens(s, &Kept<A>::a, n, before, [&](auto v, auto k, i64) { return lifted(v, k); }, kBest<Better>);
     const T* next = n == kChunk ? reader_.behind(n) : nullptr;
-    over_columns<A>(0, n_, [&](i64 c, auto k) {
+    over_columns<A>(columns_, [&](i64 c, auto k) {
       constexpr int L = decltype(k)::n;
       if constexpr (L > 1) fetch<kChunk, L>(next, c);
       const auto token = [&](i64 i) { return lifted(load_as<T, A, L>(reader_.row[i] + c), k); };
@@ -282,7 +305,7 @@ class Reducer {
   template <class Better>
   void select_states(Kept<A> s, bool winners, Before before) {
     if (!winners) return merge_states(s, &Kept<A>::a, before, kBest<Better>);
-    over_columns<A>(0, n_, [&](i64 c, auto k) {
+    over_columns<A>(columns_, [&](i64 c, auto k) {
       put_winners<Better, decltype(k)::n>(s, c, at(s.a + c, k), at(s.winner + c, k), before);
     });
   }
@@ -319,7 +342,7 @@ class Reducer {
     const double by = *s.weight == 0 ? 0 : 1 / *s.weight;
     const Parting parting(s.weight, before);
     const T* next = n == kChunk ? reader_.behind(n) : nullptr;
-    over_columns<A>(0, n_, [&](i64 c, auto k) {
+    over_columns<A>(columns_, [&](i64 c, auto k) {
       constexpr int L = decltype(k)::n;
       if constexpr (L > 1) fetch<kChunk, L>(next, c);
       const Vec<A, L> origin = load_as<T, A, L>(reader_.row[0] + c);
@@ -330,13 +353,16 @@ class Reducer {
         first = first + wd;
         second = second + wd * d;
       }
-      const auto sum = doubles<A, L>(first), shift = sum * by;
-      put_moments<L>(s, c, doubles<A, L>(origin) + shift, doubles<A, L>(second) - sum * shift, before, parting);
+      const auto put = [&](i64 c, auto k, auto from, auto sum, auto squares) {
+        const auto shift = sum * by;
+        put_moments<decltype(k)::n>(s, c, from + shift, squares - sum * shift, before, parting);
+      };
+      in_doubles<A, L>(put, c, origin, first, second);
     });
   }
   void moments_of_states(Kept<A> s, Before before) {
     const Parting parting(s.weight, before);
-    over_columns<double>(0, n_, [&](i64 c, auto k) {
+    over_columns<double>(columns_, [&](i64 c, auto k) {
       put_moments<decltype(k)::n>(s, c, at(s.b + c, k), at(s.c + c, k), before, parting);
     });
   }
@@ -375,7 +401,7 @@ class Reducer {
     put(s.c + c, sum);
   }
   void exponentials_of_tokens(Kept<A> s, i64 n, Before before, double r) {
-    over_columns<double>(0, n_, [&](i64 c, auto k) {
+    over_columns<double>(columns_, [&](i64 c, auto k) {
       constexpr int L = decltype(k)::n;
       using V = Vec<double, L>;
       V scaled[kChunk], top;
@@ -389,8 +415,9 @@ class Reducer {
     });
   }
   void exponentials_of_states(Kept<A> s, Before before) {
-    over_columns<double>(
-        0, n_, [&](i64 c, auto k) { put_exponentials<decltype(k)::n>(s, c, at(s.b + c, k), at(s.c + c, k), before); });
+    over_columns<double>(columns_, [&](i64 c, auto k) {
+      put_exponentials<decltype(k)::n>(s, c, at(s.b + c, k), at(s.c + c, k), before);
+    });
   }
 
   void chunk_of(const TokenTerm& t, Kept<A> s, i64 n, i64 ordinal, Before before) {

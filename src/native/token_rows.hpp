@@ -49,18 +49,22 @@ template <int L>
 struct Width {
   static constexpr int n = L;
 };
-// f(c, how many) over the columns [c, n) of rows: vectors, then single elements. Every element is treated alike, so that the
-// length of a vector changes no bit.
+struct Columns {
+  i64 begin, end;
+};
+// f(c, how many) over columns of rows: vectors, then single elements. Every element is treated alike, so that the length of
+// a vector changes no bit.
 template <class A, class F>
-ANYPOOL_INLINE void over_columns(i64 c, i64 n, F&& f) {
+ANYPOOL_INLINE void over_columns(Columns columns, F&& f) {
   constexpr int L = kLanes<A>;
-  for (; c + L <= n; c += L) f(c, Width<L>{});
-  for (; c < n; ++c) f(c, Width<1>{});
+  i64 c = columns.begin;
+  for (; c + L <= columns.end; c += L) f(c, Width<L>{});
+  for (; c < columns.end; ++c) f(c, Width<1>{});
 }
 // f(c, elements from c on, how many) over a row.
 template <class A, class T, class F>
 ANYPOOL_INLINE void over_row(const T* x, i64 n, F&& f) {
-  over_columns<A>(0, n, [&](i64 c, auto k) { f(c, load_as<T, A, decltype(k)::n>(x + c), k); });
+  over_columns<A>({0, n}, [&](i64 c, auto k) { f(c, load_as<T, A, decltype(k)::n>(x + c), k); });
 }
 template <class A, int L>
 ANYPOOL_INLINE Vec<A, L> at(const A* p, Width<L>) {
@@ -178,11 +182,13 @@ class Reader {
       first -= runs_.count[run_];
     at_ = first;
   }
+  // Whether the L1 cache holds a chunk and the one that is fetched meanwhile.
+  bool narrow() const { return kChunk * width_ * i64(sizeof(T)) <= (24 << 10); }
+  bool in_order() const { return row_ == width_ && col_ == 1; }
   void next(i64 n) {
-    // The L1 cache holds this chunk and the one that is fetched meanwhile.
-    const bool fits = n == kChunk && kChunk * width_ * i64(sizeof(T)) <= (24 << 10);
+    const bool fits = n == kChunk && narrow();
     step = !fits ? 0 : gathered_ ? width_ : at_ + n <= runs_.count[run_] ? row_ : 0;
-    ahead = row_ == width_ && col_ == 1;
+    ahead = in_order();
     for (i64 i = 0; i < n; ++i) {
       while (at_ >= runs_.count[run_]) ++run_, at_ = 0;
       row[i] = x_ + offset_[run_] + at_ * row_;
@@ -203,11 +209,11 @@ class Reader {
 // What merge(merged so far, lift(elements, how many, row)) makes of R rows of a chunk, from row i and column c on. `last`:
 // then end(merged, column, how many), too.
 template <int R, class V, class T, class Lift, class M, class End>
-ANYPOOL_INLINE void merge_some(V* a, const Reader<T>& x, i64 i, bool last, i64 c, i64 width, Lift& lift, M& merge,
+ANYPOOL_INLINE void merge_some(V* a, const Reader<T>& x, i64 i, bool last, Columns columns, Lift& lift, M& merge,
                                End& end) {
   const T* const* rows = x.row + i;
   const T* next = x.behind(i + R);
-  over_columns<V>(c, width, [&](i64 c, auto k) {
+  over_columns<V>(columns, [&](i64 c, auto k) {
     constexpr int L = decltype(k)::n;
     if constexpr (L > 1) fetch<R, L>(next, c);
     auto s = lift(load_as<T, V, L>(rows[0] + c), k, i);
@@ -219,13 +225,14 @@ ANYPOOL_INLINE void merge_some(V* a, const Reader<T>& x, i64 i, bool last, i64 c
 }
 // The same of all n rows of a chunk: four at a time, or sixteen that lie `step` apart, for which three addresses are enough.
 template <class V, class T, class Lift, class M, class End>
-ANYPOOL_INLINE void merge_rows(V* a, const Reader<T>& x, i64 n, i64 width, Lift&& lift, M&& merge, End&& end) {
-  i64 i = 0, c = 0;
+ANYPOOL_INLINE void merge_rows(V* a, const Reader<T>& x, i64 n, Columns columns, Lift&& lift, M&& merge, End&& end) {
+  i64 i = 0;
   if (x.step) {
     constexpr int L = kLanes<V>;
     const i64 step = x.step;
-    const T *p = x.row[0], *p5 = x.row[5], *p10 = x.row[10], *next = x.behind(kChunk);
-    for (; c + L <= width; c += L, p += L, p5 += L, p10 += L) {
+    i64 c = columns.begin;
+    const T *p = x.row[0] + c, *p5 = x.row[5] + c, *p10 = x.row[10] + c, *next = x.behind(kChunk);
+    for (; c + L <= columns.end; c += L, p += L, p5 += L, p10 += L) {
       fetch<kChunk, L>(next, c);
       auto s = lift(load_as<T, V, L>(p), Width<L>{}, 0);
 #pragma GCC unroll 16
@@ -235,10 +242,11 @@ ANYPOOL_INLINE void merge_rows(V* a, const Reader<T>& x, i64 n, i64 width, Lift&
       }
       put(a + c, end(s, c, Width<L>{}));
     }
-    if (c == width) return;
+    if (c == columns.end) return;
+    columns.begin = c;
   }
-  for (; i + 4 <= n; i += 4) merge_some<4>(a, x, i, i + 4 == n, c, width, lift, merge, end);
-  for (; i < n; ++i) merge_some<1>(a, x, i, i + 1 == n, c, width, lift, merge, end);
+  for (; i + 4 <= n; i += 4) merge_some<4>(a, x, i, i + 4 == n, columns, lift, merge, end);
+  for (; i < n; ++i) merge_some<1>(a, x, i, i + 1 == n, columns, lift, merge, end);
 }
 
 }  // namespace
