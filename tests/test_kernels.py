@@ -497,14 +497,20 @@ def test_gradients_of_sums_two_apart(kernel, reduction, dtype):
         ("max", "float32", (301, 181, 163), {"kernel_size": 3, "stride": 2, "padding": 1}),
         ("max", "float16", (12345, 7, 7, 31), {"kernel_size": 2, "stride": 2}),  # rows shorter than a line
         ("min", "float32", (3, 3001, 1001), {"kernel_size": (2, 3), "stride": (1, 2)}),
+        ("mean", "float32", (3, 3001, 1001), {"kernel_size": 8, "stride": 8, "ceil_mode": True}),  # repeated rows
+        ("sum", "bfloat16", (12345, 7, 7, 31), {"kernel_size": (1, 4), "stride": (2, 3)}),
+        ("mean", "float64", (17, 90, 100, 31), {"kernel_size": 3, "stride": 3, "axes": (1, 2)}),  # channels last
+        ("lp", "float32", (3, 3001, 1001), {"kernel_size": 4, "stride": 4}),
+        ("mean", "float16", (70001, 17, 15), {"kernel_size": (17, 15)}),  # whole planes, short and long
+        ("sum", "float32", (4, 3000, 1001), {"kernel_size": (3000, 1001)}),
     ],
 )
 def test_gradients_written_around_the_caches(reduction, dtype, shape, window, gap, at):
     """More than 32 MB: the bits of its parts, wherever memory lines begin; and nothing beside it is written."""
-    axes = (len(shape) - 2, len(shape) - 1)
+    window = {"axes": (len(shape) - 2, len(shape) - 1), **window}
     x = cases.rng(1).standard_normal(shape, np.float32).astype(dtype)
     assert x.nbytes > 32 << 20
-    y, pullback = ap.vjp(ap.pool, x, reduction, axes=axes, **window)
+    y, pullback = ap.vjp(ap.pool, x, reduction, **window)
     g = cases.rng(2).standard_normal(y.shape, np.float32).astype(dtype)
     whole = (*shape[:-1], shape[-1] + gap)
     memory = np.full(64 + np.prod(whole), 7, dtype)
@@ -514,11 +520,32 @@ def test_gradients_written_around_the_caches(reduction, dtype, shape, window, ga
     pullback(g, out=got)
     for i in range(0, len(x), step := max(1, len(x) // 3)):
         part = slice(i, i + step)
-        _, some = ap.vjp(ap.pool, x[part], reduction, axes=axes, **window)
+        _, some = ap.vjp(ap.pool, x[part], reduction, **window)
         assert tolerance.same_bits(some(g[part]), got[part])
     assert (wide[..., shape[-1] :] == 7).all()
     assert (memory[:first] == 7).all()
     assert (memory[first + wide.size :] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("padding", [0, 1])
+def test_gradients_of_whole_planes(padding, dtype):
+    """One output for each plane, whose strides do not tell where the channels are: those of the gradient do."""
+    for n in (1, 2, 3, 5, 7, 8, 14, 33, 56):
+        x = cases.rng(n).standard_normal((5, 3, n, n + 1), np.float32).astype(cases.dtype_of(dtype))
+        size = (n + 2 * padding, n + 1 + 2 * padding)
+        windows = {"axes": (2, 3), "kernel_size": size, "stride": 1, "padding": padding}
+        last = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, 3)), 3, 1)
+        g = special((5, 3, 1, 1), x.dtype, "infinities and zeros")
+        g[2, 1] = np.nan
+        for reduction, more in (("sum", {}), ("mean", {}), ("mean", {"count_include_pad": False}),
+                                ("mean", {"divisor_override": 7})):  # fmt: skip
+            for view in (x, last, x[::-1, :, :, ::-1]):
+                found = []
+                for backend in ("native", "reference"):
+                    with ap.backends.use(backend):
+                        found.append(ap.vjp(ap.pool, view, reduction, **windows, **more)[1](g))
+                assert tolerance.same_bits(*found), (n, reduction, more, view.strides)
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 2.5])

@@ -47,14 +47,18 @@ class AroundCaches {
   i64 held_ = 0;
 
  public:
-  // For a gradient whose sizes are those of the axes that belong to y; it may be too small for this.
-  AroundCaches(bool wanted, const Plan& p, i64 Axis::* size, Arena& arena) {
-    if (!wanted) return;
-    const i64 row = p.axis[2].*size * p.inner * size_of(p.out);
-    i64 bytes = row * p.axis[0].*size * p.axis[1].*size;
-    for (int a = 0; a < p.n_outer; ++a) bytes *= p.outer[a];
-    if (bytes > (i64(32) << 20)) buffer_ = arena.take(row + kTogether + kLine);
+  // For rows of at most so many bytes.
+  AroundCaches(bool wanted, i64 row, Arena& arena) {
+    if (wanted) buffer_ = arena.take(row + kTogether + kLine);
   }
+  // Whether a gradient is so large, whose sizes are those of the axes that belong to y.
+  static bool gain(const Plan& p, i64 Axis::* size) {
+    i64 bytes = p.inner * size_of(p.out);
+    for (const Axis& a : p.axis) bytes *= a.*size;
+    for (int a = 0; a < p.n_outer; ++a) bytes *= p.outer[a];
+    return bytes > (i64(32) << 20);
+  }
+  explicit operator bool() const { return buffer_; }
   // Where to write a row that belongs at `to`.
   char* room(char* to) {
     if (!buffer_) return to;

@@ -22,10 +22,10 @@ class Engine {
   const i64 cols_, elements_;
   VerticalMerge vertical_;
   HorizontalMerge horizontal_;
-  OutputRow output_;
   FusedRows fused_;
   TurnedRows turned_;
   SpreadRows spread_;
+  OutputRow output_;
   const i64 planes_at_once_;  // by a fused kernel
   bool placed_ = false;       // whether the parts know the tile; a fused kernel seldom needs them
   // Output rows in scratch, which lie as columns in the output.
@@ -43,10 +43,11 @@ class Engine {
         elements_(lower(plan.tile_c, plan.inner)),
         vertical_(plan, kernel, tile_, arena_, cols_ * elements_),
         horizontal_(plan, kernel, tile_, arena_, cols_, elements_),
-        output_(plan, kernel, tile_, arena_, lower(plan.tile_w, plan.axis[2].n_out) * elements_),
         fused_(plan, tile_, vertical_.rows(), arena_),
         turned_(plan, kernel, tile_, arena_, cols_),
         spread_(plan, tile_, vertical_.rows(), arena_),
+        output_(plan, kernel, tile_, arena_, lower(plan.tile_w, plan.axis[2].n_out) * elements_,
+                !fused_ && !fused_.loads() && !turned_ && !spread_),
         planes_at_once_(fused_.planes_at_once()) {
     if (!fused_.loads() || !output_.across()) return;
     across_pitch_ = round_up(lower(p_.tile_w, p_.axis[2].n_out) * size_of(p_.acc) + 64, 64);
@@ -123,6 +124,7 @@ class Engine {
       }
     }
     if (turned_.any()) turned_rows(buffers);
+    output_.end();
   }
 
  private:

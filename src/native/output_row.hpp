@@ -1,5 +1,6 @@
 // The output, row by row: finished, converted, stored; and the winners' codes or indices beside it.
 #pragma once
+#include "around.hpp"
 #include "input_rows.hpp"
 
 namespace anypool {
@@ -23,11 +24,14 @@ class OutputRow {
   Row row_;
   double *wide_, *divisor_w_;
   i64* offset_;
+  AroundCaches around_;
+  char* last_ = nullptr;  // the row that goes around the caches, which may be repeated
   const Buffers* buffers_ = nullptr;
   char* y_ = nullptr;
 
  public:
-  OutputRow(const Plan& plan, const Kernel& kernel, const Tile& tile, Arena& arena, i64 n)
+  // `alone`: nobody else writes rows.
+  OutputRow(const Plan& plan, const Kernel& kernel, const Tile& tile, Arena& arena, i64 n, bool alone)
       : p_(plan),
         k_(kernel),
         t_(tile),
@@ -36,7 +40,8 @@ class OutputRow {
         small_sums_(size_of(plan.in) == 1 && taps_of(plan) <= i64(1) << 14),
         exact_sums_(plan.in < DType::f16 && size_of(plan.in) <= 4 && taps_of(plan) <= i64(1) << 18),
         merged_in_place_(!kernel.b_bytes && plan.out == plan.acc &&
-                         (plan.inner == 1 ? plan.y_stride[2] == 1 || plan.axis[2].n_out == 1 : plan.y_stride[3] == 1)) {
+                         (plan.inner == 1 ? plan.y_stride[2] == 1 || plan.axis[2].n_out == 1 : plan.y_stride[3] == 1)),
+        around_(alone && plan.adjoint && whole_rows() && AroundCaches::gain(plan, &Axis::n_out), n * bytes_, arena) {
     row_ = take_row(arena, k_, n);
     wide_ = arena.take_array<double>(n);
     divisor_w_ = arena.take_array<double>(n);
@@ -44,6 +49,7 @@ class OutputRow {
     const bool table = p_.code == Code::index && taps <= kOffsetTable;
     offset_ = table ? arena.take_array<i64>(taps) : nullptr;
     for (i64 c = 0; table && arena.base && c < taps; ++c) offset_[c] = offset_of(c);
+    if (alone && p_.adjoint) last_ = arena.take(n * bytes_);
   }
 
   void place(const Buffers& buffers) {
@@ -82,18 +88,39 @@ class OutputRow {
 
   // Whether rows are contiguous, and then: row oh is as the one before.
   bool plain() const { return p_.inner == 1 && p_.y_stride[2] == 1; }
-  void repeat(i64 oh) { __builtin_memcpy(row(oh), row(oh - 1), size_t(t_.outputs() * bytes_)); }
+  void repeat(i64 oh) {
+    if (around_) return pass_on(oh);
+    __builtin_memcpy(row(oh), row(oh - 1), size_t(t_.outputs() * bytes_));
+  }
+  // Nothing follows.
+  void end() { around_.finish(); }
 
   // Where the merged row may go: into the output at once, if it has the right type and no second component.
   Row target(i64 oh, i64& pitch) const {
     pitch = t_.cb;
     if (!merged_in_place_) return row_;
     if (p_.inner > 1) pitch = p_.y_stride[2];
-    return {row(oh), nullptr};
+    return {around_ ? last_ : row(oh), nullptr};
   }
 
   void finish(i64 oh) {
-    char* y = row(oh);
+    if (!around_) return finish(oh, row(oh));
+    finish(oh, last_);
+    pass_on(oh);
+  }
+
+ private:
+  // Whether a row that is merged is one piece of the output.
+  bool whole_rows() const {
+    if (p_.inner == 1) return p_.tile_w >= p_.axis[2].n_out && p_.y_stride[2] == 1;
+    return p_.tile_w >= p_.axis[2].n_out && p_.tile_c >= p_.inner && p_.y_stride[3] == 1 && p_.y_stride[2] == p_.inner;
+  }
+  void pass_on(i64 oh) {
+    const i64 bytes = t_.outputs() * t_.cb * bytes_;
+    __builtin_memcpy(around_.room(row(oh)), last_, size_t(bytes));
+    around_.wrote(bytes);
+  }
+  void finish(i64 oh, char* y) {
     if (merged_in_place_) {
       if (p_.finish == Finish::none && !p_.adjoint) return;
       const i64 pitch = p_.inner > 1 ? p_.y_stride[2] : 1;
@@ -117,8 +144,6 @@ class OutputRow {
                  {v, size_of(type), t_.cb, 1}, t_.outputs(), t_.cb, p_.inner > 1);
     if (k_.coded) store_codes(oh);
   }
-
- private:
   // Columns [first, first + cols) of the row, which lie at v without gaps.
   void arithmetic(char* v, DType type, i64 oh, i64 first, i64 cols) {
     switch (type) {

@@ -44,7 +44,8 @@ class SelectBackward {
         buf_(buffers),
         arena_{uintptr_t(scratch)},
         narrow_(select_rows_of(plan)),
-        around_(narrow_.run && plan.axis[2].stride > 1, plan, &Axis::n_in, arena_) {
+        around_(narrow_.run && plan.axis[2].stride > 1 && AroundCaches::gain(plan, &Axis::n_in),
+                plan.axis[2].n_in * size_of(plan.out), arena_) {
     const Axis& w = p_.axis[2];
     cb_max_ = lower(p_.tile_c, p_.inner);
     n_out_ = w.n_out;

@@ -27,7 +27,7 @@ class SpreadRows {
         first_(plan.axis[2].pad / 2),
         from_(plan.axis[2].pad % 2),
         pairs_((plan.axis[2].n_out + from_ + 1) / 2),
-        around_(used_, plan, &Axis::n_out, arena) {
+        around_(used_ && AroundCaches::gain(plan, &Axis::n_out), plan.axis[2].n_out * size_of(plan.out), arena) {
     if (!used_) return;
     const i64 n = pairs_ + 1 + ANYPOOL_VECTOR_BYTES / size_of(p_.acc);
     for (char*& line : line_) {
