@@ -161,5 +161,13 @@ MUTATIONS = (
              "of_weights if ctx.needs_input_grad[2] else None", "None", COMPILED),
     Mutation("native: the last of a large gradient is lost", "native/around.hpp",
              "__builtin_memcpy(to_, buffer_, size_t(held_));", "", AROUND),
+    Mutation("native: a repeated gradient row lies where the one before does", "native/output_row.hpp",
+             "if (around_) return pass_on(oh);", "if (around_) return pass_on(oh - 1);", AROUND),
+    Mutation("native: the gradient of a plane forgets its divisor", "native/filled_planes.hpp",
+             "by *= double(divisor_of(a, 0, p.divisor));", "by = double(divisor_of(a, 0, p.divisor));",
+             ("tests/test_kernels.py::test_gradients_of_whole_planes",)),
+    Mutation("native: columns of wide tokens stay as they were", "native/token_reduce.hpp",
+             "columns_ = {c, lower(c + step, n_)};", "columns_ = {c, lower(c + step / 2, n_)};",
+             ("tests/test_token_sizes.py",)),
     Mutation("gradient of max|x| loses signs", OPERATION, "grad_x *= signs", "pass", GRADIENTS),
 )  # fmt: skip
