@@ -129,6 +129,7 @@ def subject(row: Row) -> Subject:
     x = values(row)
     made = _backward(row, x) if row.mode == "backward" else _forward(row, x)
     check(made)
+    made.fresh()  # whoever touches memory first pays for it, the peers when they are checked
     return made
 
 

@@ -52,12 +52,7 @@ class AroundCaches {
     if (wanted) buffer_ = arena.take(row + kTogether + kLine);
   }
   // Whether a gradient is so large, whose sizes are those of the axes that belong to y.
-  static bool gain(const Plan& p, i64 Axis::* size) {
-    i64 bytes = p.inner * size_of(p.out);
-    for (const Axis& a : p.axis) bytes *= a.*size;
-    for (int a = 0; a < p.n_outer; ++a) bytes *= p.outer[a];
-    return bytes > (i64(32) << 20);
-  }
+  static bool gain(const Plan& p, i64 Axis::* size) { return elements_of(p, size) * size_of(p.out) > (i64(32) << 20); }
   explicit operator bool() const { return buffer_; }
   // Where to write a row that belongs at `to`.
   char* room(char* to) {

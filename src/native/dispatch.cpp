@@ -132,18 +132,13 @@ void Recipe::prepare() {
   Plan& p = plan;
   for (Axis& a : p.axis) make_sliding(p, a);
   join_single_columns(p);
-  i64 outer = 1;
-  for (int a = 0; a < p.n_outer; ++a) outer *= p.outer[a];
+  const i64 outer = outer_size(p);
   const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
-  const auto elements = [&](bool in) {
-    i64 n = outer * p.inner;
-    for (const Axis& a : p.axis) n *= in ? a.n_in : a.n_out;
-    return n;
-  };
-  bytes = elements(true) * size_of(p.in) + elements(false) * size_of(p.out);
-  written = dense_result(p, backward) ? elements(backward) : 0;
+  const i64 n_in = elements_of(p, &Axis::n_in), n_out = elements_of(p, &Axis::n_out), result = backward ? n_in : n_out;
+  bytes = n_in * size_of(p.in) + n_out * size_of(p.out);
+  written = dense_result(p, backward) ? result : 0;
 
-  if (elements(backward) == 0) return;  // nothing to write
+  if (result == 0) return;  // nothing to write
 
   // A tile's rows should fit the L1 cache a few times over: 8 KB of accumulators each.
   const i64 acc = size_of(p.acc), budget = (i64(8) << 10) / acc;

@@ -385,9 +385,7 @@ class FusedRows {
     const i64 row = field_.row, plane = p_.axis[1].n_in * row;
     Ahead a;
     if (row > field_.cols * bytes_) a.by = ceil_div(kPage, row) * row;
-    i64 planes = 1;
-    for (int i = 0; i < p_.n_outer; ++i) planes *= p_.outer[i];
-    if (t_.outer + 1 == planes) return a;
+    if (t_.outer + 1 == outer_size(p_)) return a;
     a.gap = (outer_offset(p_, p_.x_outer, t_.outer + 1) - outer_offset(p_, p_.x_outer, t_.outer)) * bytes_ - plane;
     if (a.gap != 0) a.end = field_.at + plane;
     return a;

@@ -81,6 +81,17 @@ inline i64 size_of(DType t) {
     default: return 8;
   }
 }
+// How many elements the outer axes have; and an array whose d, h and w are of those sizes.
+inline i64 outer_size(const Plan& p) {
+  i64 n = 1;
+  for (int a = 0; a < p.n_outer; ++a) n *= p.outer[a];
+  return n;
+}
+inline i64 elements_of(const Plan& p, i64 Axis::* size) {
+  i64 n = outer_size(p) * p.inner;
+  for (const Axis& a : p.axis) n *= a.*size;
+  return n;
+}
 // Where element number `outer` of the outer axes begins.
 inline i64 outer_offset(const Plan& p, const i64* strides, i64 outer) {
   i64 offset = 0;

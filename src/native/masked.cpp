@@ -106,8 +106,7 @@ Masked::Masked(const Recipe& of, const Masking& masking)
   const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
   const i64 unit = fused_ || p_.planes ? kLargeUnitBytes : kUnitBytes;
   const i64 row = w.n_in * p_.inner * size_of(p_.in), plane = d.n_in * h.n_in * row;
-  i64 outer = 1;
-  for (int a = 0; a < p_.n_outer; ++a) outer *= p_.outer[a];
+  const i64 outer = outer_size(p_);
 
   // Rows of a block see each other's inputs: blocks are so high that most are read once.
   const i64 reach = (h.kernel - 1) * h.dilation + 1, depth = most_seen(d, 1);

@@ -44,10 +44,7 @@ ANYPOOL_INLINE void read_in_order(const void* row, i64 bytes, const Ahead& ahead
 // Whether no cache is to be counted on to hold the input.
 inline bool beyond_caches(const Plan& p) {
   constexpr i64 kCached = 4 << 20;  // bytes
-  i64 n = p.inner * i64(size_of(p.in));
-  for (int a = 0; a < p.n_outer; ++a) n *= p.outer[a];
-  for (const Axis& a : p.axis) n *= a.n_in;
-  return n > kCached;
+  return elements_of(p, &Axis::n_in) * size_of(p.in) > kCached;
 }
 
 // The last S of the KH rows on each d, at once if they follow one another, with a line between them at most.

@@ -44,8 +44,7 @@ class TurnedRows {
     if (HorizontalMerge::way_of(p) != Way::each || p.inner != 1 || p.axis[1].kind == AxisKind::transposed ||
         p.tile_w < w.n_out)
       return false;
-    i64 rows = p.axis[0].n_out * p.axis[1].n_out;
-    for (int a = 0; a < p.n_outer; ++a) rows *= p.outer[a];
+    const i64 rows = outer_size(p) * p.axis[0].n_out * p.axis[1].n_out;
     const i64 cols = HorizontalMerge::columns_of(p);
     return rows >= kRows && ceil_div(cols, 2 * w.n_out) <= w.kernel &&
            (cols + w.n_out) * kRows * (k.a_bytes + k.b_bytes) <= kBytes;

@@ -27,8 +27,7 @@ struct WideCut {
     tiles = ceil_div(w.n_out, lower(fit, higher(kWideRow / bytes, 4 * w.kernel)));
     tile = ceil_div(w.n_out, tiles);
     row_bytes = round_up((tile + w.kernel - 1) * bytes, ANYPOOL_VECTOR_BYTES);
-    i64 others = p.axis[0].n_out * tiles;
-    for (int a = 0; a < p.n_outer; ++a) others *= p.outer[a];
+    const i64 others = outer_size(p) * p.axis[0].n_out * tiles;
     blocks = higher(1, lower(ceil_div(16, others), h.n_out / (2 * h.kernel)));
     rows = ceil_div(h.n_out, blocks);
     blocks = ceil_div(h.n_out, rows);
