@@ -89,6 +89,10 @@ class Sliding(Axis):
         if self.stride == 1:
             pad = (self.kernel - 1) * self.step - self.pad
             return Sliding(self.n_out, self.n_in, self.kernel, self.step, 1, pad)
+        return self.transposed()
+
+    def transposed(self) -> Transposed:
+        """Return the same whatever the stride: not as windows that slide, even where they would."""
         return Transposed(self.n_out, self.n_in, self.kernel, self.step // math.gcd(self.step, self.stride), self)
 
     def part(self, first: int, stop: int) -> tuple[Axis, slice]:
@@ -199,6 +203,8 @@ class Windows:
 
     def transpose(self) -> Windows:
         """Return the windows of the adjoint: which outputs does each input reach?"""
+        if all(isinstance(a, Sliding) and a.n_out == 1 for a in self.axes):  # of one output, a stride says nothing
+            return Windows(tuple(a.transposed() for a in self.axes if isinstance(a, Sliding)))
         return Windows(tuple(a.transpose() for a in self.axes))
 
     @cached_property
