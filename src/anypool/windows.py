@@ -203,8 +203,9 @@ class Windows:
 
     def transpose(self) -> Windows:
         """Return the windows of the adjoint: which outputs does each input reach?"""
-        if all(isinstance(a, Sliding) and a.n_out == 1 for a in self.axes):  # of one output, a stride says nothing
-            return Windows(tuple(a.transposed() for a in self.axes if isinstance(a, Sliding)))
+        sliding = [a for a in self.axes if isinstance(a, Sliding) and a.n_out == 1]
+        if len(sliding) == len(self.axes):  # of one output in all, a stride says nothing: its gradient fills the plane
+            return Windows(tuple(a.transposed() for a in sliding))
         return Windows(tuple(a.transpose() for a in self.axes))
 
     @cached_property

@@ -227,9 +227,10 @@ def _compile(job: Pass, x: Array, y: Array, codes: Array | None, aux: Array | No
     # A gradient can be merged with its neighbours only where all the arrays lie alike.
     arrays = (x, y, codes, aux, post)
     elements = [None if a is None else [s // a.itemsize for s in a.strides] for a in arrays]
-    # The larger one decides: of a single pixel, strides do not tell whether channels come first.
-    lead = elements if math.prod(x.shape) >= math.prod(y.shape) else elements[1::-1] + elements[2:]
-    layout = canonical(x.shape, job.axes, *(e for e in lead if e is not None))
+    lead, second, *others = elements
+    if math.prod(x.shape) < math.prod(y.shape):  # of a single pixel, strides do not tell whether channels come first
+        lead, second = second, lead
+    layout = canonical(x.shape, job.axes, *(e for e in (lead, second, *others) if e is not None))
     strides = [layout.strides(e or [0] * x.ndim) for e in elements]
     divisor = job.divisor
     code = None if codes is None else "index" if job.codes == "index" else codes.dtype.name
