@@ -251,6 +251,19 @@ SHAPES = {
 EMPTY_SHAPES = {rank: ((0, 3) + (9,) * rank, (2, 0) + (9,) * rank) for rank in (1, 2, 3)}
 
 
+def special(shape: tuple[int, ...], dtype: np.dtype, which: str) -> np.ndarray:
+    """Standard normal numbers, among them what `which` says: for kernels that treat vectors with a NaN apart."""
+    x = np.random.default_rng(5).standard_normal(shape).astype(dtype)
+    flat = x.reshape(-1)
+    if which == "NaN in each lane":
+        flat[:: max(1, flat.size // 40) | 1] = np.nan
+    elif which == "one NaN at the end":
+        flat[-1] = np.nan
+    elif which == "infinities and zeros":
+        flat[::3], flat[1::7], flat[2::5] = -np.inf, np.inf, -0.0
+    return x
+
+
 def to_layout(x: np.ndarray, layout: str) -> np.ndarray:
     """A channels-first array as the layout names it (a view)."""
     return x if layout == "channels_first" else np.moveaxis(x, 1, -1)

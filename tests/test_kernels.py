@@ -125,25 +125,13 @@ def both(x: np.ndarray, reduction: str, **kwargs):
     return results
 
 
-def special(shape: tuple[int, ...], dtype: np.dtype, which: str) -> np.ndarray:
-    x = np.random.default_rng(5).standard_normal(shape).astype(dtype)
-    flat = x.reshape(-1)
-    if which == "NaN in each lane":
-        flat[:: max(1, flat.size // 40) | 1] = np.nan
-    elif which == "one NaN at the end":
-        flat[-1] = np.nan
-    elif which == "infinities and zeros":
-        flat[::3], flat[1::7], flat[2::5] = -np.inf, np.inf, -0.0
-    return x
-
-
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("reduction", ["max", "min", "mean", "sum"])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_floats(window, reduction, dtype):
     shape, last, kwargs, kernel = WINDOWS[window]
     for which in ("numbers", "NaN in each lane", "one NaN at the end", "infinities and zeros"):
-        x, axes = laid_out(special(shape, cases.dtype_of(dtype), which), last)
+        x, axes = laid_out(cases.special(shape, cases.dtype_of(dtype), which), last)
         arguments = axes | kwargs
         said = ap.explain(ap.pool, x, reduction, **arguments)
         if dtype == "float32" and said.isa == "x86_64_v4":  # shorter vectors have no kernel for each of these rows
@@ -191,7 +179,7 @@ def test_one_nan_in_the_first_rows_of_a_plane(window, dtype):
     """Kernels that look through each row once, as it enters a window, look through those of the first window, too."""
     size, stride, padding = window
     for n in (4, 7, 12, 20):
-        x = special((66, n, n + 1), cases.dtype_of(dtype), "numbers")
+        x = cases.special((66, n, n + 1), cases.dtype_of(dtype), "numbers")
         for plane, row in itertools.product((0, 33, 65), (0, 1)):
             y = x.copy()
             y[plane, row, n // 2] = np.nan
@@ -203,7 +191,7 @@ def test_one_nan_in_the_first_rows_of_a_plane(window, dtype):
 @pytest.mark.parametrize("reduction", ["max", "min"])
 def test_wide_windows_of_views(reduction):
     """Rows from last to first, every second row, one row many times, one channel many times."""
-    x = special((2, 3, 40, 131), np.dtype(np.float32), "infinities and zeros")
+    x = cases.special((2, 3, 40, 131), np.dtype(np.float32), "infinities and zeros")
     wide = {"axes": (2, 3), "kernel_size": (9, 20), "stride": 1, "padding": (4, 10)}
     rows, channels = np.broadcast_to(x[:, :, :1], x.shape), np.broadcast_to(x[:, :1], x.shape)
     for view in (x[:, :, ::-1], x[:, :, ::2], rows, channels):
@@ -237,7 +225,7 @@ LOADED = [name for name, (_, last, _, kernel) in WINDOWS.items() if kernel == "f
 def test_powers(window, p, dtype):
     shape, _, kwargs, kernel = WINDOWS[window]
     for which in ("numbers", "NaN in each lane", "infinities and zeros"):
-        x = special(shape, cases.dtype_of(dtype), "numbers" if dtype == "int16" else which)
+        x = cases.special(shape, cases.dtype_of(dtype), "numbers" if dtype == "int16" else which)
         arguments = {"axes": tuple(range(2, x.ndim)), "norm_type": p} | kwargs
         if dtype == "float32":  # two lanes of float64 have no kernel for each of these rows
             assert kernel in ap.explain(ap.pool, x, "lp", **arguments).kernel
@@ -260,7 +248,7 @@ def test_elements_far_apart(window, reduction, dtype):
         if cases.dtype_of(dtype).kind in "iu":
             x = np.random.default_rng(6).integers(0, 256, shape).astype(dtype)
         else:
-            x = special(shape, cases.dtype_of(dtype), which)
+            x = cases.special(shape, cases.dtype_of(dtype), which)
         every_second = np.repeat(x, 2, axis=-1)[..., ::2]
         backwards = x[..., ::-1].copy()[..., ::-1]
         as_columns = np.ascontiguousarray(np.swapaxes(x, 1, -1)).swapaxes(1, -1)
@@ -302,7 +290,7 @@ def test_bins_that_differ(bins, dtype):
         if whole:
             x = np.random.default_rng(6).integers(0, 120, shape).astype(dtype)
         else:
-            x = special(shape, cases.dtype_of(dtype), which)
+            x = cases.special(shape, cases.dtype_of(dtype), which)
         assert "turned rows" in ap.explain(of_max, x, size).kernel
         as_columns = np.ascontiguousarray(np.swapaxes(x, 1, -1)).swapaxes(1, -1)
         results = []
@@ -336,7 +324,7 @@ def test_bins_of_narrow_planes(narrow, dtype):
     """Maxima, minima and means; views of the input, and results that lie apart."""
     shape, size = NARROW[narrow]
     for which in ("numbers", "NaN in each lane", "one NaN at the end", "infinities and zeros"):
-        x = special(shape, cases.dtype_of(dtype), which)
+        x = cases.special(shape, cases.dtype_of(dtype), which)
         if dtype == "float32" and ap.backends.native.info()["isa"] in ("x86_64_v3", "x86_64_v4") and shape[-1] <= 8:
             assert "narrow planes" in ap.explain(ap.adaptive_max_pool2d, x, size).kernel
         wide = np.zeros((*shape[:-2], shape[-2] + 2, shape[-1] + 3), x.dtype)
@@ -426,9 +414,10 @@ CODED = {
 def test_winners(window, reduction, dtype):
     """Indices, and the gradient, which is made from codes: ties, all -inf, NaNs."""
     shape, kwargs = CODED[window]
-    values = [special(shape, cases.dtype_of(dtype), w) for w in ("numbers", "NaN in each lane", "infinities and zeros")]
+    of = cases.dtype_of(dtype)
+    values = [cases.special(shape, of, w) for w in ("numbers", "NaN in each lane", "infinities and zeros")]
     worst = -np.inf if reduction == "max" else np.inf
-    values += [np.round(values[0]), np.full(shape, worst, cases.dtype_of(dtype))]
+    values += [np.round(values[0]), np.full(shape, worst, of)]
     for x in values:
         axes = {"axes": tuple(range(2, x.ndim))}
         said = ap.explain(ap.pool, x, reduction, return_indices=True, **axes, **kwargs)
@@ -442,137 +431,6 @@ def test_winners(window, reduction, dtype):
                 y, pullback = ap.vjp(ap.pool, x, reduction, **axes, **kwargs)
                 gradients.append(pullback(np.ones_like(y)))
         np.testing.assert_array_equal(*(g.astype(np.float64) for g in gradients))
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [2, 3, 4])
-def test_gradients_of_narrow_windows(kernel, stride, dtype):
-    """Rows that end in the middle of a vector, one vector long or shorter; taps that are far apart over h."""
-    for columns in (5, 16, 33, 67, 131):
-        for padding in (0, 1, kernel // 2, ((1, 0), (0, kernel - 1))):
-            windows = {"kernel_size": (3, kernel), "stride": (1, stride), "dilation": (2, 1), "ceil_mode": True}
-            x = special((2, 3, 12, columns), cases.dtype_of(dtype), "numbers")
-            gradients = []
-            for name in ("native", "reference"):
-                with ap.backends.use(name):
-                    y, pullback = ap.vjp(ap.pool, x, "max", axes=(2, 3), padding=padding, **windows)
-                    weights = special(y.shape, cases.dtype_of(dtype), "numbers")
-                    gradients.append(pullback(weights))
-            assert tolerance.same_bits(*gradients), (columns, padding)
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("kernel", [(2, 2), (2, 3), (3, 2), (3, 3)])
-def test_gradients_of_sums_two_apart(kernel, reduction, dtype):
-    """What an output got is spread over pairs of rows and columns, some of which no window saw."""
-    dtype = cases.dtype_of(dtype)
-    options = [{}] if reduction == "sum" else [{}, {"count_include_pad": False}, {"divisor_override": 7}]
-    for width in (7, 15, 16, 17, 31, 32, 33, 64, 65, 70):
-        x = np.zeros((2, 2, 7 + width % 5, width), dtype)
-        for low, high, ceil, more in itertools.product(range(kernel[0]), range(kernel[1]), (False, True), options):
-            results = []
-            for backend in ("native", "reference"):
-                with ap.backends.use(backend):
-                    padding = ((low, 0), (high, min(low, kernel[1] - 1)))
-                    y, pullback = ap.vjp(
-                        ap.pool, x, reduction, kernel, stride=2, padding=padding, ceil_mode=ceil, axes=(2, 3), **more
-                    )
-                    g = np.random.default_rng(width).standard_normal((*y.shape, 2)).astype(dtype)[..., 0]
-                    g[..., :1] *= -0.0
-                    out = np.full((2, 2, 2 * x.shape[2], width + 3), 9, dtype)[:, :, ::2, 1:-2]
-                    assert pullback(g, out=out) is out
-                    results.append(out)
-            assert tolerance.same_bits(*results), (width, low, high, ceil, more)
-
-
-@pytest.mark.parametrize("at", [0, 1, 15], ids=lambda n: f"{n} elements behind a line")
-@pytest.mark.parametrize("gap", [0, 3, 16], ids=lambda n: f"rows {n} apart")
-@pytest.mark.parametrize(
-    ("reduction", "dtype", "shape", "window"),
-    [
-        ("mean", "float32", (301, 181, 163), {"kernel_size": 3, "stride": 2, "padding": 1}),
-        ("sum", "float64", (151, 97, 301), {"kernel_size": 2, "stride": 2}),
-        ("max", "float32", (301, 181, 163), {"kernel_size": 3, "stride": 2, "padding": 1}),
-        ("max", "float16", (12345, 7, 7, 31), {"kernel_size": 2, "stride": 2}),  # rows shorter than a line
-        ("min", "float32", (3, 3001, 1001), {"kernel_size": (2, 3), "stride": (1, 2)}),
-        ("mean", "float32", (3, 3001, 1001), {"kernel_size": 8, "stride": 8, "ceil_mode": True}),  # repeated rows
-        ("sum", "bfloat16", (12345, 7, 7, 31), {"kernel_size": (1, 4), "stride": (2, 3)}),
-        ("mean", "float64", (17, 90, 100, 31), {"kernel_size": 3, "stride": 3, "axes": (1, 2)}),  # channels last
-        ("lp", "float32", (3, 3001, 1001), {"kernel_size": 4, "stride": 4}),
-        ("mean", "float16", (70001, 17, 15), {"kernel_size": (17, 15)}),  # whole planes, short and long
-        ("sum", "float32", (4, 3000, 1001), {"kernel_size": (3000, 1001)}),
-    ],
-)
-def test_gradients_written_around_the_caches(reduction, dtype, shape, window, gap, at):
-    """More than 32 MB: the bits of its parts, wherever memory lines begin; and nothing beside it is written."""
-    window = {"axes": (len(shape) - 2, len(shape) - 1), **window}
-    x = cases.rng(1).standard_normal(shape, np.float32).astype(dtype)
-    assert x.nbytes > 32 << 20
-    y, pullback = ap.vjp(ap.pool, x, reduction, **window)
-    g = cases.rng(2).standard_normal(y.shape, np.float32).astype(dtype)
-    whole = (*shape[:-1], shape[-1] + gap)
-    memory = np.full(64 + np.prod(whole), 7, dtype)
-    first = -memory.ctypes.data % 64 // memory.itemsize + at
-    wide = memory[first : first + np.prod(whole)].reshape(whole)
-    got = wide[..., : shape[-1]]
-    pullback(g, out=got)
-    for i in range(0, len(x), step := max(1, len(x) // 3)):
-        part = slice(i, i + step)
-        _, some = ap.vjp(ap.pool, x[part], reduction, **window)
-        assert tolerance.same_bits(some(g[part]), got[part])
-    assert (wide[..., shape[-1] :] == 7).all()
-    assert (memory[:first] == 7).all()
-    assert (memory[first + wide.size :] == 7).all()
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("padding", [0, 1])
-def test_gradients_of_whole_planes(padding, dtype):
-    """One output for each plane, whose strides do not tell where the channels are: those of the gradient do."""
-    for n in (1, 2, 3, 5, 7, 8, 14, 33, 56):
-        x = cases.rng(n).standard_normal((5, 3, n, n + 1), np.float32).astype(cases.dtype_of(dtype))
-        size = (n + 2 * padding, n + 1 + 2 * padding)
-        windows = {"axes": (2, 3), "kernel_size": size, "padding": padding}
-        last = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, 3)), 3, 1)
-        g = special((5, 3, 1, 1), x.dtype, "infinities and zeros")
-        g[2, 1] = np.nan
-        for reduction, more in (("sum", {}), ("mean", {}), ("mean", {"count_include_pad": False}),
-                                ("mean", {"divisor_override": 7}), ("mean", {"stride": 1})):  # fmt: skip
-            for view in (x, last, x[::-1, :, :, ::-1]):
-                found = []
-                for backend in ("native", "reference"):
-                    with ap.backends.use(backend):
-                        found.append(ap.vjp(ap.pool, view, reduction, **windows, **more)[1](g))
-                assert tolerance.same_bits(*found), (n, reduction, more, view.strides)
-
-
-@pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 2.5])
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_gradients_of_powers(p, dtype):
-    """Small exponents are multiplied out, others go by way of logarithms: the same numbers, tiny and huge included."""
-    x = np.random.default_rng(9).standard_normal((2, 3, 12, 37))
-    x[0, 0] *= 1e-3 if dtype == "float16" else 1e-6
-    x[0, 1] *= 1e2 if dtype == "float16" else 1e6
-    x[1, 0, :6] = 0
-    x = x.astype(cases.dtype_of(dtype))
-    windows = {"kernel_size": (3, 3), "stride": 2, "padding": 1}
-    bound = {"float64": 1e-12, "float32": 1e-5, "float16": 2e-2, "bfloat16": 2e-2}[dtype]
-
-    def gradient(backend: str, x: np.ndarray, function, *args, **kwargs) -> np.ndarray:
-        with ap.backends.use(backend):
-            y, pullback = ap.vjp(function, x, *args, **windows, **kwargs)
-            return pullback(np.ones_like(y)).astype(np.float64)
-
-    norm = (ap.pool, "lp")
-    exact = gradient("reference", x.astype(np.float64), *norm, norm_type=p)
-    for backend in ("native", "reference"):
-        got = gradient(backend, x, *norm, norm_type=p)
-        np.testing.assert_allclose(got, exact, rtol=bound, atol=bound * 1e-2 if dtype == "float16" else 1e-30)
-    # with signs, where sums cancel: what both make of the same y
-    signed = [gradient(backend, x, ap.lp_pool2d, norm_type=p) for backend in ("native", "reference")]
-    np.testing.assert_allclose(*signed, rtol=bound, atol=bound * 1e-2 if dtype == "float16" else 1e-30)
 
 
 # ---- how backends cut and remember their work ------------------------------------------------------------------------

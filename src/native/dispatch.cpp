@@ -117,7 +117,7 @@ std::string chosen_level() { return chosen_kernels() ? chosen_kernels()->name : 
 std::string Recipe::way() const {
   if (!tasks) return "nothing to do";
   if (masked) return "masked " + masked->way();
-  if (backward) return "gather from codes";
+  if (backward) return plan.planes ? "gather from codes, planes at once" : "gather from codes";
   if (plan.group) return std::to_string(plan.group) + " planes at once";
   return kernels->way(plan);
 }
@@ -179,7 +179,7 @@ void Recipe::prepare() {
     p.tile_w = w.n_out, p.rows_block = h.n_out;
     tasks = outer / p.outer[p.n_outer - 1] * (p.outer[p.n_outer - 1] / group);
   }
-  if (!backward) p.planes = kernels->planes(p);
+  p.planes = kernels->planes(p, backward);
   if (p.planes) p.group = 0, tasks = outer * p.planes;
   scratch = kernels->scratch_bytes(p, backward);
 }

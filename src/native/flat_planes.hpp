@@ -3,6 +3,7 @@
 // only before the plane's first element or behind its last one; to the left and right, masks leave out what belongs to a
 // neighbouring row. Results are those of the engine to the bit: the order is the same.
 #pragma once
+#include "around.hpp"
 #include "lanes.hpp"
 #include "new_rows.hpp"
 #include "planes_run.hpp"
@@ -27,6 +28,7 @@ class FlatPlanes {
   Mask* masks_;       // of each vector, for each tap but the one in the middle: those over w, then those over h
   A* divisor_;        // of each element
   bool even_ = true;  // whether they are all the same
+  A* lifted_;         // the planes of an adjoint, divided
   const Part last_;
 
  public:
@@ -37,17 +39,27 @@ class FlatPlanes {
         n_(needed ? Many * rows_ * cols_ : 0),
         blocks_(ceil_div(n_, L)),
         masks_(arena.take_array<Mask>(blocks_ * kMasks)),
-        divisor_(arena.take_array<A>(p.finish == Finish::divide ? blocks_ * L : 0)),
+        divisor_(arena.take_array<A>(divides() || lifts() ? blocks_ * L : 0)),
+        lifted_(arena.take_array<A>(lifts() ? blocks_ * L : 0)),
         last_(inside<L>((blocks_ - 1) * L, n_)) {
     if (!arena.base || !n_) return;
     fill_masks();
-    if (p_.finish == Finish::divide) fill_divisors();
+    if (divides() || lifts()) fill_divisors();
   }
   void run(const T* x, T* y) const {
+    if constexpr (kSame<Fast, Careful>) {  // sums
+      if (lifts()) {
+        lift(x);
+        pool<Fast>(lifted_, y);
+        return;
+      }
+    }
     if (pool<Fast>(x, y)) pool<Careful>(x, y);
   }
 
  private:
+  bool divides() const { return p_.finish == Finish::divide; }
+  bool lifts() const { return p_.lift == Lift::over_divisor; }
   void fill_masks() {
     for (i64 i = 0; i < blocks_ * kMasks; ++i) masks_[i] = Mask::all();
     for (int t = 0; t < K; ++t) {
@@ -82,13 +94,22 @@ class FlatPlanes {
     for (; to < divisor_ + blocks_ * L; ++to) *to = to[-rows_ * cols_];  // planes are alike
   }
 
+  void lift(const T* x) const {
+    const i64 each = even_ ? 0 : 1;
+    const auto over_divisor = [&](V v, i64 i) { anypool::store(lifted_ + i, v / load<V>(divisor_ + each * i)); };
+    const i64 last = (blocks_ - 1) * L;
+    for (i64 i = 0; i < last; i += L) over_divisor(Memory::load(x + i), i);
+    over_divisor(Memory::load_part(x + last, last_, V{}), last);
+  }
+
   template <class Op>
   static ANYPOOL_INLINE V none() {
     return splat<V>(Op::identity().a);
   }
   // The vector at i, merged over the rows of the window.
-  template <class Op, bool Edge>
-  ANYPOOL_INLINE V column(const T* x, i64 i, const Mask* masks, NaNs<A, L>& nan) const {
+  template <class Op, bool Edge, class From>
+  ANYPOOL_INLINE V column(const From* x, i64 i, const Mask* masks, NaNs<A, L>& nan) const {
+    using Memory = Lanes<From, A, L>;
     return merged_taps<Op, 0, K>([&](auto tap) {
       constexpr int t = decltype(tap)::value;
       const i64 at = i + (t - K / 2) * D * cols_;
@@ -114,13 +135,13 @@ class FlatPlanes {
     });
   }
   // Returns whether a NaN was there.
-  template <class Op>
-  bool pool(const T* x, T* y) const {
+  template <class Op, class From>
+  bool pool(const From* x, T* y) const {
     using Memory = Lanes<T, A, L, Op::kNumbersOnly>;
     NaNs<A, L> nan;
     const i64 reach = kReach * cols_;
     const Mask* masks = masks_;
-    const A* divisor = p_.finish == Finish::divide ? divisor_ : nullptr;
+    const A* divisor = divides() ? divisor_ : nullptr;
     const i64 each = even_ ? 0 : 1;
     V before = none<Op>(), here = column<Op, true>(x, 0, masks, nan);
     i64 i = 0;
@@ -148,6 +169,7 @@ class AllFlatPlanes {
   const bool dense_;
   const FlatPlanes<T, A, Fast, Careful, K, D, 1> one_;
   const FlatPlanes<T, A, Fast, Careful, K, D, kMany> many_;
+  AroundCaches around_;
 
  public:
   AllFlatPlanes(const Plan& p, Arena& arena)
@@ -155,15 +177,21 @@ class AllFlatPlanes {
         n_(p.axis[1].n_in * p.axis[2].n_in),
         dense_(n_ <= kTiny && p.n_outer == 1 && p.x_outer[0] == n_ && p.y_outer[0] == n_),
         one_(p, arena),
-        many_(p, arena, dense_) {}
-  void run(const Buffers& b, i64 begin, i64 end) const {
+        many_(p, arena, dense_),
+        around_(p.lift != Lift::none && AroundCaches::gain(p, &Axis::n_out), (dense_ ? kMany : 1) * n_ * i64(sizeof(T)),
+                arena) {}
+  void run(const Buffers& b, i64 begin, i64 end) {
     for (i64 plane = begin; plane < end;) {
       const T* x = static_cast<const T*>(b.x) + outer_offset(p_, p_.x_outer, plane);
       T* y = static_cast<T*>(b.y) + outer_offset(p_, p_.y_outer, plane);
       const bool many = dense_ && plane + kMany <= end;
-      many ? many_.run(x, y) : one_.run(x, y);
-      plane += many ? kMany : 1;
+      const i64 planes = many ? kMany : 1;
+      T* to = reinterpret_cast<T*>(around_.room(reinterpret_cast<char*>(y)));
+      many ? many_.run(x, to) : one_.run(x, to);
+      around_.wrote(planes * n_ * i64(sizeof(T)));
+      plane += planes;
     }
+    around_.finish();
   }
 };
 
@@ -191,8 +219,8 @@ inline PlanesRun flat_run_of(const Plan& p) {
       w.kernel % 2 == 0 || (w.dilation != 1 && w.dilation != 2) || w.n_in > kFlatRow || h.n_in > kFlatPlane / w.n_in)
     return {};
   if (p.inner != 1 || p.x_stride[2] != 1 || p.y_stride[2] != 1 || p.x_stride[1] != w.n_in || p.y_stride[1] != w.n_in ||
-      p.adjoint || p.lift != Lift::none || p.code != Code::none || p.out != p.in || p.merge == Merge::scaled_sum ||
-      (p.finish != Finish::none && p.finish != Finish::divide))
+      p.adjoint || (p.lift != Lift::none && p.lift != Lift::over_divisor) || p.code != Code::none || p.out != p.in ||
+      p.merge == Merge::scaled_sum || (p.finish != Finish::none && p.finish != Finish::divide))
     return {};
   return with_float_types<PlanesRun>(p, [&](auto t, auto a) {
     using T = typename decltype(t)::type;

@@ -1,5 +1,6 @@
 // Compiled once per instruction-set level; exports one table. No STL and no nanobind here, and nothing outside the
 // anonymous namespace: see simd.hpp.
+#include "flat_gradient.hpp"
 #include "level.hpp"
 #include "plane_groups.hpp"
 #include "select_backward.hpp"
@@ -23,7 +24,11 @@ const char* way(const Plan& p) {
          : TurnedRows::gains(p, kernel_of(p)) ? "turned rows"
                                               : "rows";
 }
-i64 planes(const Plan& p) { return kPlanes.tasks(p); }
+i64 planes(const Plan& p, bool backward) {
+  if (!backward) return kPlanes.tasks(p);
+  const PlanesRun found = flat_gradient_of(p);
+  return found.run ? found.tasks : 0;
+}
 
 // An engine lies at the beginning of its own scratch memory.
 template <class T>
@@ -35,7 +40,7 @@ using Planes = InScratch<PlaneGroups>;
 using Rows = InScratch<Engine>;
 
 i64 scratch_bytes(const Plan& p, bool backward) {
-  if (p.planes) return kPlanes.scratch_bytes(p);
+  if (p.planes) return backward ? flat_gradient_of(p).scratch_bytes(p) : kPlanes.scratch_bytes(p);
   if (!backward)
     return p.group ? Planes::kBytes + PlaneGroups(p, nullptr).scratch_bytes()
                    : Rows::kBytes + Engine(p, kernel_of(p), nullptr).scratch_bytes();
@@ -63,6 +68,7 @@ void forward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch)
   forward_opened(p, b, begin, end, scratch);
 }
 void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* scratch) {
+  if (p.planes) return flat_gradient_of(p).run(p, b, begin, end, scratch);
   p.acc == DType::f64 ? BackwardF64(p, b, scratch).run(begin, end) : BackwardF32(p, b, scratch).run(begin, end);
 }
 

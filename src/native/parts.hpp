@@ -84,6 +84,10 @@ struct LaneMask {
     if constexpr (sizeof(A) == 4) return (V)_mm512_mask_mov_epi32((__m512i)none, __mmask16(bits), (__m512i)v);
     return (V)_mm512_mask_mov_epi64((__m512i)none, __mmask8(bits), (__m512i)v);
   }
+  ANYPOOL_INLINE V add(V sum, V v) const {
+    if constexpr (sizeof(A) == 4) return (V)_mm512_mask_add_ps((__m512)sum, __mmask16(bits), (__m512)sum, (__m512)v);
+    return (V)_mm512_mask_add_pd((__m512d)sum, __mmask8(bits), (__m512d)sum, (__m512d)v);
+  }
 };
 #else
 struct Part {
@@ -207,6 +211,8 @@ struct LaneMask {
   }
   ANYPOOL_INLINE void clear(i64 lane) { flags[lane] = 0; }
   ANYPOOL_INLINE V choose(V v, V none) const { return flags ? v : none; }
+  // To a sum of floats that is not -0.0, what counts.
+  ANYPOOL_INLINE V add(V sum, V v) const { return sum + choose(v, V{}); }
 };
 #endif
 

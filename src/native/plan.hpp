@@ -122,9 +122,9 @@ struct PlaneKernels {
 // What one instruction-set level exports. A task is one (outer, inner block, d, row block, column tile).
 struct KernelTable {
   const char* name;
-  bool (*fused)(const Plan&);       // whether a kernel for just these windows exists, which needs no tiles
-  const char* (*way)(const Plan&);  // how rows are merged; depends on the tiles
-  i64 (*planes)(const Plan&);       // what PlaneKernels::tasks says
+  bool (*fused)(const Plan&);                 // whether a kernel for just these windows exists, which needs no tiles
+  const char* (*way)(const Plan&);            // how rows are merged; depends on the tiles
+  i64 (*planes)(const Plan&, bool backward);  // what PlaneKernels::tasks says
   i64 (*scratch_bytes)(const Plan&, bool backward);
   void (*forward)(const Plan&, const Buffers&, i64 begin, i64 end, char* scratch);
   // The same in two steps, for many small runs: what is worked out once stays in the scratch memory.

@@ -30,12 +30,12 @@ class SelectRows {
     return ceil_div(ceil_div(w.n_in + w.pad, S), L);
   }
 
-  static ANYPOOL_INLINE V won(const T* grad, const uint8_t* code, uint8_t tap) {
-    return LaneMask<A, L>::where_equal(load<Vec<uint8_t, L>>(code), tap).choose(Memory::load(grad), V{});
+  static ANYPOOL_INLINE void add(V& sum, const T* grad, const uint8_t* code, uint8_t tap) {
+    sum = LaneMask<A, L>::where_equal(load<Vec<uint8_t, L>>(code), tap).add(sum, Memory::load(grad));
   }
-  static ANYPOOL_INLINE V won(const T* grad, const uint8_t* code, uint8_t tap, const Part& seen) {
-    return LaneMask<A, L>::where_equal(load_bits<uint8_t, L>(code, seen), tap)
-        .choose(Memory::load_part(grad, seen, V{}), V{});
+  static ANYPOOL_INLINE void add(V& sum, const T* grad, const uint8_t* code, uint8_t tap, const Part& seen) {
+    sum = LaneMask<A, L>::where_equal(load_bits<uint8_t, L>(code, seen), tap)
+              .add(sum, Memory::load_part(grad, seen, V{}));
   }
 
  public:
@@ -67,10 +67,10 @@ class SelectRows {
         const uint8_t* code = rows[r].code + i;
         const int base = int(rows[r].base);
         if (block->whole)
-          for (int t = KW - 1; t >= 0; --t) sum[t % S] += won(grad - t / S, code - t / S, uint8_t(base + t));
+          for (int t = KW - 1; t >= 0; --t) add(sum[t % S], grad - t / S, code - t / S, uint8_t(base + t));
         else
           for (int t = KW - 1; t >= 0; --t)
-            sum[t % S] += won(grad - t / S, code - t / S, uint8_t(base + t), block->seen[t / S]);
+            add(sum[t % S], grad - t / S, code - t / S, uint8_t(base + t), block->seen[t / S]);
       }
       V columns[S] = {sum[0]};
       if constexpr (S == 2) columns[0] = Zip<A, L>::low(sum[0], sum[1]), columns[1] = Zip<A, L>::high(sum[0], sum[1]);

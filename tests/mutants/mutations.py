@@ -59,7 +59,7 @@ TIED_MEDIAN = ("tests/test_window_reductions.py::test_gradients_of_ties",)
 MASKED = ("tests/test_masked_kernels.py",)
 KNOWN = ("tests/test_known_calls.py",)
 KERNELS = ("tests/test_kernels.py",)
-AROUND = ("tests/test_kernels.py::test_gradients_written_around_the_caches",)
+AROUND = ("tests/test_gradient_kernels.py::test_gradients_written_around_the_caches",)
 COMPILED = ("tests/test_torch_counted.py",)
 MODES = ("tests/test_window_reductions.py::test_like_numpy",)
 MOMENTS = ("tests/test_window_reductions.py::test_windows[std-2-channels_first]",)
@@ -165,7 +165,7 @@ MUTATIONS = (
              "if (around_) return pass_on(oh);", "if (around_) return pass_on(oh - 1);", AROUND),
     Mutation("native: the gradient of a plane forgets its divisor", "native/filled_planes.hpp",
              "by *= double(divisor_of(a, 0, p.divisor));", "by = double(divisor_of(a, 0, p.divisor));",
-             ("tests/test_kernels.py::test_gradients_of_whole_planes",)),
+             ("tests/test_gradient_kernels.py::test_gradients_of_whole_planes",)),
     Mutation("native: columns of wide tokens stay as they were", "native/token_reduce.hpp",
              "columns_ = {c, lower(c + step, n_)};", "columns_ = {c, lower(c + step / 2, n_)};",
              ("tests/test_token_sizes.py",)),

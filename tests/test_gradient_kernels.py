@@ -1,0 +1,192 @@
+"""The kernels of gradients, each on shapes that it takes, against the reference.
+
+Rows end in the middle of a vector, or are shorter than one; large gradients go around the caches.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+import anypool as ap
+import cases
+import tolerance
+
+# Windows that leave sizes as they are: of stride 1, with as much padding as that takes.
+SIZES_KEPT = {
+    "3": ((5, 3, 1003), {"kernel_size": (3,)}),
+    "9, five apart": ((3, 2, 203), {"kernel_size": (9,), "dilation": 5}),
+    "1": ((3, 2, 203), {"kernel_size": (1,)}),
+    "255": ((2, 2, 300), {"kernel_size": (255,)}),  # codes of one byte just suffice
+    "3x3": ((2, 9, 19, 35), {"kernel_size": (3, 3)}),
+    "3x3, tiny planes": ((3, 23, 7, 7), {"kernel_size": (3, 3)}),
+    "3x3, one column": ((3, 23, 7, 1), {"kernel_size": (3, 3)}),
+    "3x3, one element": ((3, 23, 1, 1), {"kernel_size": (3, 3)}),
+    "3x3, wide planes": ((1, 2, 90, 301), {"kernel_size": (3, 3)}),
+    "3x3, two apart": ((2, 9, 18, 23), {"kernel_size": (3, 3), "dilation": 2}),
+    "5x5": ((2, 9, 20, 21), {"kernel_size": (5, 5)}),
+    "3x7": ((2, 3, 12, 13), {"kernel_size": (3, 7)}),
+    "13x13": ((2, 3, 20, 20), {"kernel_size": (13, 13)}),
+    "3x3x3": ((2, 3, 5, 6, 7), {"kernel_size": (3, 3, 3)}),
+}
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("windows", SIZES_KEPT)
+@pytest.mark.parametrize("reduction", ["max", "min", "sum", "mean"])
+def test_gradients_of_windows_that_keep_sizes(reduction, windows, dtype):
+    """An array without gaps is one long row to them: what is near in it, but in another row or plane, has no part."""
+    shape, more = SIZES_KEPT[windows]
+    dtype = cases.dtype_of(dtype)
+    padding = tuple(k // 2 * more.get("dilation", 1) for k in more["kernel_size"])
+    options = [{}] if reduction != "mean" else [{}, {"count_include_pad": False}, {"divisor_override": 7}]
+    for which, one in itertools.product(("numbers", "infinities and zeros", "NaN in each lane"), options):
+        x = cases.special(shape, dtype, which)
+        last = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+        wide = np.zeros((*shape[:-1], shape[-1] + 3), dtype)[..., 1:-2]
+        wide[...] = x
+        for view in (np.round(x) if which == "numbers" else x, last, x[0], x[:, 1], x[::-1], wide):
+            found = []
+            for name in ("native", "reference"):
+                with ap.backends.use(name):
+                    axes = tuple(range(view.ndim - len(padding), view.ndim))
+                    y, pullback = ap.vjp(ap.pool, view, reduction, stride=1, padding=padding, axes=axes, **more, **one)
+                    found.append(pullback(cases.special(y.shape, dtype, "infinities and zeros")))
+            assert tolerance.same_bits(*found), (which, one, view.strides)
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_gradients_of_narrow_windows(kernel, stride, dtype):
+    """Rows that end in the middle of a vector, one vector long or shorter; taps that are far apart over h."""
+    for columns in (5, 16, 33, 67, 131):
+        for padding in (0, 1, kernel // 2, ((1, 0), (0, kernel - 1))):
+            windows = {"kernel_size": (3, kernel), "stride": (1, stride), "dilation": (2, 1), "ceil_mode": True}
+            x = cases.special((2, 3, 12, columns), cases.dtype_of(dtype), "numbers")
+            gradients = []
+            for name in ("native", "reference"):
+                with ap.backends.use(name):
+                    y, pullback = ap.vjp(ap.pool, x, "max", axes=(2, 3), padding=padding, **windows)
+                    weights = cases.special(y.shape, cases.dtype_of(dtype), "numbers")
+                    gradients.append(pullback(weights))
+            assert tolerance.same_bits(*gradients), (columns, padding)
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("kernel", [(2, 2), (2, 3), (3, 2), (3, 3)])
+def test_gradients_of_sums_two_apart(kernel, reduction, dtype):
+    """What an output got is spread over pairs of rows and columns, some of which no window saw."""
+    dtype = cases.dtype_of(dtype)
+    options = [{}] if reduction == "sum" else [{}, {"count_include_pad": False}, {"divisor_override": 7}]
+    for width in (7, 15, 16, 17, 31, 32, 33, 64, 65, 70):
+        x = np.zeros((2, 2, 7 + width % 5, width), dtype)
+        for low, high, ceil, more in itertools.product(range(kernel[0]), range(kernel[1]), (False, True), options):
+            results = []
+            for backend in ("native", "reference"):
+                with ap.backends.use(backend):
+                    padding = ((low, 0), (high, min(low, kernel[1] - 1)))
+                    y, pullback = ap.vjp(
+                        ap.pool, x, reduction, kernel, stride=2, padding=padding, ceil_mode=ceil, axes=(2, 3), **more
+                    )
+                    g = np.random.default_rng(width).standard_normal((*y.shape, 2)).astype(dtype)[..., 0]
+                    g[..., :1] *= -0.0
+                    out = np.full((2, 2, 2 * x.shape[2], width + 3), 9, dtype)[:, :, ::2, 1:-2]
+                    assert pullback(g, out=out) is out
+                    results.append(out)
+            assert tolerance.same_bits(*results), (width, low, high, ceil, more)
+
+
+@pytest.mark.parametrize("at", [0, 1, 15], ids=lambda n: f"{n} elements behind a line")
+@pytest.mark.parametrize("gap", [0, 3, 16], ids=lambda n: f"rows {n} apart")
+@pytest.mark.parametrize(
+    ("reduction", "dtype", "shape", "window"),
+    [
+        ("mean", "float32", (301, 181, 163), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        ("sum", "float64", (151, 97, 301), {"kernel_size": 2, "stride": 2}),
+        ("max", "float32", (301, 181, 163), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        ("max", "float16", (12345, 7, 7, 31), {"kernel_size": 2, "stride": 2}),  # rows shorter than a line
+        ("min", "float32", (3, 3001, 1001), {"kernel_size": (2, 3), "stride": (1, 2)}),
+        ("mean", "float32", (3, 3001, 1001), {"kernel_size": 8, "stride": 8, "ceil_mode": True}),  # repeated rows
+        ("sum", "bfloat16", (12345, 7, 7, 31), {"kernel_size": (1, 4), "stride": (2, 3)}),
+        ("mean", "float64", (17, 90, 100, 31), {"kernel_size": 3, "stride": 3, "axes": (1, 2)}),  # channels last
+        ("lp", "float32", (3, 3001, 1001), {"kernel_size": 4, "stride": 4}),
+        ("max", "float32", (305, 5, 81, 71), {"kernel_size": 3, "stride": 1, "padding": 1}),  # planes at once
+        ("mean", "float32", (305, 5, 81, 71), {"kernel_size": 3, "stride": 1, "padding": 1}),
+        ("sum", "bfloat16", (12345, 31, 7, 7), {"kernel_size": 3, "stride": 1, "padding": 1}),
+        ("max", "float64", (57, 90, 90, 10), {"kernel_size": 3, "stride": 1, "padding": 1, "axes": (1, 2)}),
+        ("mean", "float16", (70001, 17, 15), {"kernel_size": (17, 15)}),  # whole planes, short and long
+        ("sum", "float32", (4, 3000, 1001), {"kernel_size": (3000, 1001)}),
+    ],
+)
+def test_gradients_written_around_the_caches(reduction, dtype, shape, window, gap, at):
+    """More than 32 MB: the bits of its parts, wherever memory lines begin; and nothing beside it is written."""
+    window = {"axes": (len(shape) - 2, len(shape) - 1), **window}
+    x = cases.rng(1).standard_normal(shape, np.float32).astype(dtype)
+    assert x.nbytes > 32 << 20
+    y, pullback = ap.vjp(ap.pool, x, reduction, **window)
+    g = cases.rng(2).standard_normal(y.shape, np.float32).astype(dtype)
+    whole = (*shape[:-1], shape[-1] + gap)
+    memory = np.full(64 + np.prod(whole), 7, dtype)
+    first = -memory.ctypes.data % 64 // memory.itemsize + at
+    wide = memory[first : first + np.prod(whole)].reshape(whole)
+    got = wide[..., : shape[-1]]
+    pullback(g, out=got)
+    for i in range(0, len(x), step := max(1, len(x) // 3)):
+        part = slice(i, i + step)
+        _, some = ap.vjp(ap.pool, x[part], reduction, **window)
+        assert tolerance.same_bits(some(g[part]), got[part])
+    assert (wide[..., shape[-1] :] == 7).all()
+    assert (memory[:first] == 7).all()
+    assert (memory[first + wide.size :] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("padding", [0, 1])
+def test_gradients_of_whole_planes(padding, dtype):
+    """One output for each plane, whose strides do not tell where the channels are: those of the gradient do."""
+    for n in (1, 2, 3, 5, 7, 8, 14, 33, 56):
+        x = cases.rng(n).standard_normal((5, 3, n, n + 1), np.float32).astype(cases.dtype_of(dtype))
+        size = (n + 2 * padding, n + 1 + 2 * padding)
+        windows = {"axes": (2, 3), "kernel_size": size, "padding": padding}
+        last = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, 3)), 3, 1)
+        g = cases.special((5, 3, 1, 1), x.dtype, "infinities and zeros")
+        g[2, 1] = np.nan
+        for reduction, more in (("sum", {}), ("mean", {}), ("mean", {"count_include_pad": False}),
+                                ("mean", {"divisor_override": 7}), ("mean", {"stride": 1})):  # fmt: skip
+            for view in (x, last, x[::-1, :, :, ::-1]):
+                found = []
+                for backend in ("native", "reference"):
+                    with ap.backends.use(backend):
+                        found.append(ap.vjp(ap.pool, view, reduction, **windows, **more)[1](g))
+                assert tolerance.same_bits(*found), (n, reduction, more, view.strides)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 2.5])
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+def test_gradients_of_powers(p, dtype):
+    """Small exponents are multiplied out, others go by way of logarithms: the same numbers, tiny and huge included."""
+    x = np.random.default_rng(9).standard_normal((2, 3, 12, 37))
+    x[0, 0] *= 1e-3 if dtype == "float16" else 1e-6
+    x[0, 1] *= 1e2 if dtype == "float16" else 1e6
+    x[1, 0, :6] = 0
+    x = x.astype(cases.dtype_of(dtype))
+    windows = {"kernel_size": (3, 3), "stride": 2, "padding": 1}
+    bound = {"float64": 1e-12, "float32": 1e-5, "float16": 2e-2, "bfloat16": 2e-2}[dtype]
+
+    def gradient(backend: str, x: np.ndarray, function, *args, **kwargs) -> np.ndarray:
+        with ap.backends.use(backend):
+            y, pullback = ap.vjp(function, x, *args, **windows, **kwargs)
+            return pullback(np.ones_like(y)).astype(np.float64)
+
+    norm = (ap.pool, "lp")
+    exact = gradient("reference", x.astype(np.float64), *norm, norm_type=p)
+    for backend in ("native", "reference"):
+        got = gradient(backend, x, *norm, norm_type=p)
+        np.testing.assert_allclose(got, exact, rtol=bound, atol=bound * 1e-2 if dtype == "float16" else 1e-30)
+    # with signs, where sums cancel: what both make of the same y
+    signed = [gradient(backend, x, ap.lp_pool2d, norm_type=p) for backend in ("native", "reference")]
+    np.testing.assert_allclose(*signed, rtol=bound, atol=bound * 1e-2 if dtype == "float16" else 1e-30)
