@@ -190,3 +190,28 @@ def test_gradients_of_powers(p, dtype):
     # with signs, where sums cancel: what both make of the same y
     signed = [gradient(backend, x, ap.lp_pool2d, norm_type=p) for backend in ("native", "reference")]
     np.testing.assert_allclose(*signed, rtol=bound, atol=bound * 1e-2 if dtype == "float16" else 1e-30)
+
+
+# Roots of other orders differ in their last bit from one backend to the other, and gradients with them.
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 1, 1), (4, 4, 0), (2, 3, 0)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "p"), [*itertools.product([*cases.HALVES, "float32"], [1, 2]), ("float32", 3), ("float32", 4)]
+)
+def test_gradients_of_small_powers_are_rounded_once(dtype, p, window):
+    """They are computed in float64; halves would be rounded twice if they went by way of a float."""
+    kernel, stride, padding = window
+    windows = {"kernel_size": (kernel, kernel), "stride": stride, "padding": padding}
+    values = ("numbers", "infinities and zeros", "NaN in each lane")
+    for columns, which in itertools.product((5, 8, 16, 31, 33, 70), values):
+        x = cases.special((2, 18, 7, columns), cases.dtype_of(dtype), which)
+        last = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+        for view, function in itertools.product((x, last, x[:, :, :, ::-1]), ("lp", "lp_pool2d")):
+            found = []
+            for name in ("native", "reference"):
+                with ap.backends.use(name), np.errstate(all="ignore"):
+                    if function == "lp":
+                        y, pullback = ap.vjp(ap.pool, view, "lp", norm_type=p, axes=(2, 3), **windows)
+                    else:
+                        y, pullback = ap.vjp(ap.lp_pool2d, view, p, **windows)
+                    found.append(pullback(cases.special(y.shape, y.dtype, "numbers")).astype(np.float64))
+            np.testing.assert_array_equal(*found, f"{columns, which, function, view.strides}")

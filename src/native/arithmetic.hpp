@@ -18,6 +18,30 @@ ANYPOOL_INLINE T integer_power(T x, i64 n) {
 ANYPOOL_INLINE double small_power(double x, int n) {  // n <= 3, without a branch in the loop around it
   return n == 0 ? 1 : n == 1 ? x : n == 2 ? x * x : x * x * x;
 }
+template <int N, class V>
+ANYPOOL_INLINE V small_power(V x) {
+  if constexpr (N == 0) return splat<V>(1.0);
+  if constexpr (N == 1) return x;
+  if constexpr (N == 2) return x * x;
+  return x * x * x;
+}
+// With the sign of x; 0 is 0.
+template <int N, class V>
+ANYPOOL_INLINE V signed_power(V x) {
+  if constexpr (N == 0) return x > 0 ? splat<V>(1.0) : x < 0 ? splat<V>(-1.0) : x;
+  if constexpr (N == 2) return (x < 0 ? -x : x) * x;
+  return small_power<N>(x);
+}
+// f(tag of n).
+template <class F>
+ANYPOOL_INLINE void with_small_power(int n, F&& f) {
+  switch (n) {
+    case 0: return f(Tap<0>{});
+    case 1: return f(Tap<1>{});
+    case 2: return f(Tap<2>{});
+    default: return f(Tap<3>{});
+  }
+}
 ANYPOOL_INLINE float absolute(float x) { return __builtin_fabsf(x); }
 ANYPOOL_INLINE double absolute(double x) { return __builtin_fabs(x); }
 // v[i] = f(x[i], by[i]), f being given vectors of L; v may be x.
@@ -101,8 +125,7 @@ ANYPOOL_INLINE Vec<double, L> cube_root(Vec<double, L> s) {
 inline void finish_cube_roots(float* v, i64 n) {
   constexpr int L = kLanes<double>;
   using F = Vec<float, L>;
-  each<L>(v, v, n,
-          [](F s) { return __builtin_convertvector(cube_root<L>(__builtin_convertvector(s, Vec<double, L>)), F); });
+  each<L>(v, v, n, [](F s) { return convert<F>(cube_root<L>(convert<Vec<double, L>>(s))); });
 }
 inline void finish_cube_roots(double* v, i64 n) {
   for (i64 i = 0; i < n; ++i) v[i] = cbrt(v[i]);

@@ -1,5 +1,6 @@
 // Lanes of one type as those of another, as __builtin_convertvector makes them: it takes GCC 12 five instructions between
-// vectors of different sizes, and one lane after the other between bytes and what is four times as wide.
+// vectors of different sizes, one lane after the other between bytes and what is four times as wide, and halves of
+// vectors between floats and doubles.
 #pragma once
 #include "elements.hpp"
 #include "simd.hpp"
@@ -54,6 +55,10 @@ ANYPOOL_INLINE To convert(V v) {
   }
   if constexpr (sizeof(To) == 64 && kSame<F, int32_t> && kSame<T, i64>)
     return (To)_mm512_maskz_cvtepi32_epi64(-1, (__m256i)v);
+  if constexpr (sizeof(To) == 64 && kSame<F, float> && kSame<T, double>)
+    return (To)_mm512_maskz_cvtps_pd(-1, (__m256)v);
+  if constexpr (sizeof(V) == 64 && kSame<F, double> && kSame<T, float>)
+    return (To)_mm512_maskz_cvtpd_ps(-1, (__m512d)v);
 #endif
 #if defined(__AVX2__)
   if constexpr (sizeof(To) == 32 && kPositive) {

@@ -47,7 +47,7 @@ class Engine {
         turned_(plan, kernel, tile_, arena_, cols_),
         spread_(plan, tile_, vertical_.rows(), arena_),
         output_(plan, kernel, tile_, arena_, lower(plan.tile_w, plan.axis[2].n_out) * elements_,
-                !fused_ && !fused_.loads() && !turned_ && !spread_),
+                !fused_ && !fused_.loads() && !turned_ && !(spread_ && spread_.in_place())),
         planes_at_once_(fused_.planes_at_once()) {
     if (!fused_.loads() || !output_.across()) return;
     across_pitch_ = round_up(lower(p_.tile_w, p_.axis[2].n_out) * size_of(p_.acc) + 64, 64);
@@ -105,7 +105,7 @@ class Engine {
       }
       if (spread_) {
         place(buffers);
-        spread_.run(output_.row(oh0), output_.row_step(), oh0, oh1);
+        spread_rows(oh0, oh1);
         continue;
       }
       if (turned_) {
@@ -150,6 +150,11 @@ class Engine {
     place(buffers);
     merge(buffers, oh);
     output_.finish(oh);
+  }
+  void spread_rows(i64 oh0, i64 oh1) {
+    if (spread_.in_place()) return spread_.run(oh0, oh1, output_.row(oh0), output_.row_step(), [](i64) {});
+    i64 pitch;
+    spread_.run(oh0, oh1, output_.target(oh0, pitch).a, 0, [&](i64 oh) { output_.finish(oh); });
   }
   // Rows of several planes, of which the tile is at the last one, before and after.
   void turned_rows(const Buffers& buffers) {

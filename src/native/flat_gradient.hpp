@@ -17,14 +17,14 @@ class FlatGradient {
   using V = Vec<A, L>;
   using Codes = Vec<uint8_t, L>;
   using Memory = Lanes<T, A, L>;
-  struct Tap {
+  struct OneTap {
     i64 back;  // how many elements before an input the output lies that saw it through this tap
     uint8_t code;
   };
   const Plan& p_;
   const i64 plane_, n_;  // elements
   const int taps_;
-  Tap* tap_;       // the last one first: outputs in ascending order
+  OneTap* tap_;    // the last one first: outputs in ascending order
   i64 reach_ = 0;  // elements from the ends of the array within which an output may be missing
   AroundCaches around_;
 
@@ -34,7 +34,7 @@ class FlatGradient {
         plane_(p.axis[0].n_in * p.axis[1].n_in * p.axis[2].n_in * p.inner),
         n_(plane_ * outer_size(p)),
         taps_(int(p.axis[0].kernel * p.axis[1].kernel * p.axis[2].kernel)),
-        tap_(arena.take_array<Tap>(taps_)),
+        tap_(arena.take_array<OneTap>(taps_)),
         around_(AroundCaches::gain(p, &Axis::n_in), kPiece * i64(sizeof(T)), arena) {
     if (!arena.base) return;
     for (int code = 0; code < taps_; ++code) {
@@ -91,7 +91,7 @@ class FlatGradient {
   ANYPOOL_INLINE void gather(const T* grad, const uint8_t* code, T* to) const {
     V sum[Many] = {};
     for (int t = 0; t < taps_; ++t) {
-      const Tap& tap = tap_[t];
+      const OneTap tap = tap_[t];
       for (int m = 0; m < Many; ++m)
         sum[m] = LaneMask<A, L>::where_equal(load<Codes>(code + m * L - tap.back), tap.code)
                      .add(sum[m], Memory::load(grad + m * L - tap.back));

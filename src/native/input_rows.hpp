@@ -1,6 +1,7 @@
 // The input, row by row: where it lies if kernels can read it there, else loaded, converted and lifted into scratch.
 #pragma once
 #include "arithmetic.hpp"
+#include "doubles.hpp"
 #include "new_rows.hpp"
 #include "phases.hpp"
 #include "transpose.hpp"
@@ -23,6 +24,12 @@ inline void copy_columns(Convert copy, const Columns& to, const Columns& from, i
          cb);
 }
 
+// Whether all elements that a row of a tile has of an array with these strides lie one behind the other.
+inline bool in_one_piece(const Plan& p, const i64* stride) {
+  if (p.inner == 1) return stride[2] == 1;
+  return p.tile_c >= p.inner && stride[3] == 1 && stride[2] == p.inner;
+}
+
 // Row (d, h) from column w on of an array that lies beside the input or output, as doubles.
 inline const double* neighbour_row(const Plan& p, const Tile& t, const void* base, DType type, const i64* outer,
                                    const i64* stride, i64 d, i64 h, i64 w, i64 cols, double* into) {
@@ -42,6 +49,7 @@ class InputRows {
   const i64 bytes_;
   const Convert load_;
   const bool direct_, lifts_at_once_;  // where the rows lie; powers, from there
+  const bool powers_at_once_;          // quotients by powers, likewise
   const bool wide_as_sums_;            // single columns of 4 or 8 bytes, which need not be converted
   Row kept_[kKept];
   double *aux_, *divisor_w_;                 // divisor_w_: of each column, in an adjoint
@@ -64,6 +72,9 @@ class InputRows {
         lifts_at_once_(
             ((plan.lift >= Lift::absolute && plan.lift <= Lift::signed_power) || plan.lift == Lift::over_divisor) &&
             plan.in == plan.acc && plan.acc >= DType::f32 && plan.inner == 1 && plan.x_stride[2] == 1),
+        powers_at_once_(plan.lift == Lift::over_power && !kernel.b_bytes && plan.in == plan.aux &&
+                        has_doubles(plan.in) && in_one_piece(plan, plan.x_stride) &&
+                        in_one_piece(plan, plan.aux_stride)),
         wide_as_sums_(plan.in == plan.acc && plan.inner == 1 && bytes_ >= 4) {
     for (Row& r : kept_) r = direct_ ? Row{} : take_row(arena, k_, n);
     aux_ = p_.lift >= Lift::over_power ? arena.take_array<double>(n) : nullptr;
@@ -102,6 +113,10 @@ class InputRows {
         lifted(reinterpret_cast<T*>(to.a), reinterpret_cast<const T*>(from), d, h, t_.columns());
       };
       p_.acc == DType::f32 ? on(float{}) : on(double{});
+      return set(source, to.a, nullptr, add, t_.cb);
+    }
+    if (powers_at_once_) {
+      over_power(reinterpret_cast<double*>(to.a), from, d, h);
       return set(source, to.a, nullptr, add, t_.cb);
     }
     if (wide_as_sums_ && p_.x_stride[2] == 2)
@@ -175,6 +190,26 @@ class InputRows {
       const bool zero = y[i] == 0;
       g[i] = (zero ? 0 : g[i]) / (zero ? 1 : small_power(fabs(y[i]), int(p_.p) - 1));
     }
+  }
+
+  // The same from where gradients and results lie.
+  void over_power(double* v, const char* g, i64 d, i64 h) const {
+    const i64 at = outer_offset(p_, p_.aux_outer, t_.outer) + d * p_.aux_stride[0] + h * p_.aux_stride[1] +
+                   t_.w_lo * p_.aux_stride[2] + t_.c0 * p_.aux_stride[3];
+    with_doubles(p_.in, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      with_small_power(int(p_.p) - 1, [&](auto n) {
+        over_power<decltype(n)::value>(v, reinterpret_cast<const T*>(g), static_cast<const T*>(buffers_->aux) + at);
+      });
+    });
+  }
+  template <int N, class T>
+  void over_power(double* v, const T* g, const T* y) const {
+    using V = typename AsDoubles<T>::V;
+    AsDoubles<T>::load(v, g, y, t_.columns() * t_.cb, [](V a, V by) {
+      const auto zero = by == 0;
+      return (zero ? V{} : a) / (zero ? splat<V>(1.0) : small_power<N>(by < 0 ? -by : by));
+    });
   }
 
   // n elements of row (d, h) at x, which may be v.

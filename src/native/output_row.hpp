@@ -16,11 +16,11 @@ class OutputRow {
   const Tile& t_;
   const Convert store_;
   const i64 bytes_;
-  const bool small_sums_;  // of 8-bit integers, below 2^22
-  const bool exact_sums_;  // of at most 32-bit integers, below 2^50
-  const bool merged_in_place_;
-  i64 divisor_from_ = -1, divisor_to_ = -1;  // the columns that divisor_w_ holds
-  bool even_divisor_ = false;                // the same for all columns of the tile
+  const bool small_sums_;                         // of 8-bit integers, below 2^22
+  const bool exact_sums_;                         // of at most 32-bit integers, below 2^50
+  const bool merged_in_place_, powers_in_place_;  // whether rows are merged, or multiplied by powers, where they lie
+  i64 divisor_from_ = -1, divisor_to_ = -1;       // the columns that divisor_w_ holds
+  bool even_divisor_ = false;                     // the same for all columns of the tile
   Row row_;
   double *wide_, *divisor_w_;
   i64* offset_;
@@ -41,6 +41,8 @@ class OutputRow {
         exact_sums_(plan.in < DType::f16 && size_of(plan.in) <= 4 && taps_of(plan) <= i64(1) << 18),
         merged_in_place_(!kernel.b_bytes && plan.out == plan.acc &&
                          (plan.inner == 1 ? plan.y_stride[2] == 1 || plan.axis[2].n_out == 1 : plan.y_stride[3] == 1)),
+        powers_in_place_(!kernel.b_bytes && plan.finish >= Finish::times_power && has_doubles(plan.out) &&
+                         in_one_piece(plan, plan.y_stride) && in_one_piece(plan, plan.post_stride)),
         around_(alone && plan.adjoint && whole_rows() && AroundCaches::gain(plan, &Axis::n_out), n * bytes_, arena) {
     row_ = take_row(arena, k_, n);
     wide_ = arena.take_array<double>(n);
@@ -111,10 +113,7 @@ class OutputRow {
 
  private:
   // Whether a row that is merged is one piece of the output.
-  bool whole_rows() const {
-    if (p_.inner == 1) return p_.tile_w >= p_.axis[2].n_out && p_.y_stride[2] == 1;
-    return p_.tile_w >= p_.axis[2].n_out && p_.tile_c >= p_.inner && p_.y_stride[3] == 1 && p_.y_stride[2] == p_.inner;
-  }
+  bool whole_rows() const { return p_.tile_w >= p_.axis[2].n_out && in_one_piece(p_, p_.y_stride); }
   void pass_on(i64 oh) {
     const i64 bytes = t_.outputs() * t_.cb * bytes_;
     __builtin_memcpy(around_.room(row(oh)), last_, size_t(bytes));
@@ -137,6 +136,8 @@ class OutputRow {
     }
     if (k_.b_bytes && !k_.coded)
       finish_scaled(reinterpret_cast<double*>(v), oh);
+    else if (powers_in_place_)
+      return times_power(y, reinterpret_cast<double*>(v), oh);
     else if (p_.finish >= Finish::times_power)
       times_power(reinterpret_cast<double*>(v), oh);
     if (p_.finish != Finish::none || p_.adjoint) arithmetic(v, type, oh, 0, t_.outputs());
@@ -214,6 +215,30 @@ class OutputRow {
       if (sign) by = x[i] > 0 ? by : x[i] < 0 ? -by : x[i];
       v[i] = v[i] == 0 ? 0 : v[i] * by;
     }
+  }
+
+  // The same from and to where inputs and gradients lie.
+  void times_power(char* y, const double* v, i64 oh) const {
+    const i64 at = outer_offset(p_, p_.post_outer, t_.outer) + t_.od * p_.post_stride[0] + oh * p_.post_stride[1] +
+                   t_.ow0 * p_.post_stride[2] + t_.c0 * p_.post_stride[3];
+    with_doubles(p_.out, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      with_small_power(int(p_.p) - 1, [&](auto n) {
+        times_power<decltype(n)::value>(reinterpret_cast<T*>(y), v, static_cast<const T*>(buffers_->post) + at);
+      });
+    });
+  }
+  template <int N, class T>
+  void times_power(T* y, const double* v, const T* x) const {
+    using V = typename AsDoubles<T>::V;
+    const V zero = splat<V>(p_.adjoint ? 0.0 : -0.0);
+    const auto put = [&](auto&& power) {
+      AsDoubles<T>::put(y, v, x, t_.outputs() * t_.cb, [&](V g, V a) { return (g == 0 ? V{} : g * power(a)) + zero; });
+    };
+    if (p_.finish == Finish::times_power)
+      put([](V a) { return signed_power<N>(a); });
+    else
+      put([](V a) { return small_power<N>(a < 0 ? -a : a); });
   }
 
   i64 offset_of(i64 code) const {  // from the window's first tap, in the pooled axes of the input

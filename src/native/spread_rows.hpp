@@ -27,7 +27,8 @@ class SpreadRows {
         first_(plan.axis[2].pad / 2),
         from_(plan.axis[2].pad % 2),
         pairs_((plan.axis[2].n_out + from_ + 1) / 2),
-        around_(used_ && AroundCaches::gain(plan, &Axis::n_out), plan.axis[2].n_out * size_of(plan.out), arena) {
+        around_(used_ && in_place() && AroundCaches::gain(plan, &Axis::n_out), plan.axis[2].n_out * size_of(plan.out),
+                arena) {
     if (!used_) return;
     const i64 n = pairs_ + 1 + ANYPOOL_VECTOR_BYTES / size_of(p_.acc);
     for (char*& line : line_) {
@@ -45,15 +46,21 @@ class SpreadRows {
         return false;
     }
     return d.n_in == 1 && d.n_out == 1 && d.kernel == 1 && p.inner == 1 && p.merge == Merge::sum &&
-           (p.acc == DType::f32 || p.acc == DType::f64) && p.out == p.acc && p.y_stride[2] == 1 &&
-           p.finish == Finish::none && p.tile_w >= p.axis[2].n_out;
+           (p.acc == DType::f32 || p.acc == DType::f64) && p.tile_w >= p.axis[2].n_out;
   }
   explicit operator bool() const { return used_; }
+  // Whether rows are spread to where they belong; else they have to be finished.
+  bool in_place() const {
+    const bool row = p_.y_stride[2] == 1 || p_.axis[2].n_out == 1;
+    return row && p_.out == p_.acc && p_.finish == Finish::none;
+  }
 
-  // Output rows [oh0, oh1) of the tile that has been placed, which begin at y.
-  void run(char* y, i64 y_step, i64 oh0, i64 oh1) {
+  // Output rows [oh0, oh1) of the tile that has been placed: at y, y_step bytes apart; or, if done(oh) is to take each
+  // from there, in one place.
+  template <class F>
+  void run(i64 oh0, i64 oh1, char* y, i64 y_step, F&& done) {
     loaded_[0] = loaded_[1] = -1;
-    p_.acc == DType::f32 ? run<float>(y, y_step, oh0, oh1) : run<double>(y, y_step, oh0, oh1);
+    p_.acc == DType::f32 ? rows<float>(oh0, oh1, y, y_step, done) : rows<double>(oh0, oh1, y, y_step, done);
     around_.finish();
   }
 
@@ -62,8 +69,8 @@ class SpreadRows {
   static void clear(T* line, i64 n) {
     for (i64 i = 0; i < n; ++i) line[i] = T(-0.0);  // which changes no sum
   }
-  template <class T>
-  void run(char* y, i64 y_step, i64 oh0, i64 oh1) {
+  template <class T, class F>
+  void rows(i64 oh0, i64 oh1, char* y, i64 y_step, F&& done) {
     for (i64 oh = oh0; oh < oh1; ++oh, y += y_step) {
       const Axis& h = p_.axis[1];
       const i64 at = (oh + h.pad) / 2;
@@ -78,6 +85,7 @@ class SpreadRows {
         p_.axis[2].kernel == 3 ? spread<T, 3, false>(to, a ? a : b, nullptr)
                                : spread<T, 2, false>(to, a ? a : b, nullptr);
       around_.wrote(p_.axis[2].n_out * i64(sizeof(T)));
+      done(oh);
     }
   }
   // Row `at` from the first pair's column on, or null if there is none.

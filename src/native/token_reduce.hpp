@@ -67,10 +67,7 @@ inline i64 state_bytes_of(const TokenPlan& p, i64 n, i64 size) {
 template <int H, class A, int L, int... I>
 ANYPOOL_INLINE Vec<double, L / 2> half(Vec<A, L> v, Indices<I...>) {
   const auto part = __builtin_shufflevector(v, v, (H * L / 2 + I)...);
-#if defined(__AVX512F__)
-  if constexpr (L == 16) return (Vec<double, 8>)_mm512_maskz_cvtps_pd(__mmask8(-1), (__m256)part);
-#endif
-  return __builtin_convertvector(part, Vec<double, L / 2>);
+  return convert<Vec<double, L / 2>>(part);
 }
 template <class A, int L, class F, class... V>
 ANYPOOL_INLINE void in_doubles(F&& f, i64 c, V... v) {

@@ -23,7 +23,7 @@ ANYPOOL_INLINE Vec<A, L> load_as(const T* p) {
   if constexpr (L == 1) {
     return A(widen(*p));
   } else if constexpr (kSame<A, double> && !kSame<T, double>) {
-    return __builtin_convertvector(load_as<T, float, L>(p), Vec<double, L>);
+    return convert<Vec<double, L>>(load_as<T, float, L>(p));
 #if defined(__AVX512F__)
   } else if constexpr (kSame<T, f16> && L == 16) {  // in one: what is put together in memory waits for its halves
     return (Vec<A, L>)_mm512_maskz_cvtph_ps(__mmask16(-1), load<__m256i>(p));

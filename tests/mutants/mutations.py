@@ -59,6 +59,7 @@ TIED_MEDIAN = ("tests/test_window_reductions.py::test_gradients_of_ties",)
 MASKED = ("tests/test_masked_kernels.py",)
 KNOWN = ("tests/test_known_calls.py",)
 KERNELS = ("tests/test_kernels.py",)
+KEPT = ("tests/test_gradient_kernels.py::test_gradients_of_windows_that_keep_sizes",)
 AROUND = ("tests/test_gradient_kernels.py::test_gradients_written_around_the_caches",)
 COMPILED = ("tests/test_torch_counted.py",)
 MODES = ("tests/test_window_reductions.py::test_like_numpy",)
@@ -166,6 +167,13 @@ MUTATIONS = (
     Mutation("native: the gradient of a plane forgets its divisor", "native/filled_planes.hpp",
              "by *= double(divisor_of(a, 0, p.divisor));", "by = double(divisor_of(a, 0, p.divisor));",
              ("tests/test_gradient_kernels.py::test_gradients_of_whole_planes",)),
+    Mutation("native: a flat gradient adds its outputs in another order", "native/flat_gradient.hpp",
+             "tap_[taps_ - 1 - code] =", "tap_[code] =", KEPT),
+    Mutation("native: flat planes of a gradient have one divisor", "native/flat_planes.hpp",
+             "lifted_ + i, v / load<V>(divisor_ + each * i)", "lifted_ + i, v / load<V>(divisor_)", KEPT),
+    Mutation("native: gradients of powers in halves are rounded twice", "native/doubles.hpp",
+             "u += inexact & ~(grows + grows);", "",
+             ("tests/test_gradient_kernels.py::test_gradients_of_small_powers_are_rounded_once",)),
     Mutation("native: columns of wide tokens stay as they were", "native/token_reduce.hpp",
              "columns_ = {c, lower(c + step, n_)};", "columns_ = {c, lower(c + step / 2, n_)};",
              ("tests/test_token_sizes.py",)),
