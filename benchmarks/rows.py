@@ -180,12 +180,11 @@ FAMILIES = (
     Family(
         "Backward",
         (
-            Row("max", RESNET, 3, 2, 1, mode="backward"),
-            Row("max", VGG, 2, 2, mode="backward"),
-            Row("avg", RESNET, 3, 2, 1, mode="backward"),
-            Row("avg", VGG, 2, 2, mode="backward"),
-            Row("max", INCEPTION, 3, 1, 1, mode="backward"),
-            Row("avg", INCEPTION, 3, 1, 1, mode="backward"),
+            *in_both_orders(Row(r, RESNET, 3, 2, 1, mode="backward") for r in BOTH),
+            *(Row(r, VGG, 2, 2, mode="backward") for r in BOTH),
+            *(Row(r, INCEPTION, 3, 1, 1, mode="backward") for r in BOTH),
+            Row("max", YOLO, 5, 1, 2, mode="backward"),
+            Row("max", (8, 64, 56, 56), 7, 2, 3, mode="backward"),
             Row("lp", VGG, 2, 2, mode="backward"),
             *(Row(r, (8, 512, 56, 56), output_size=(n, n), mode="backward") for n in (7, 1) for r in BOTH),
         ),

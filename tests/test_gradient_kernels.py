@@ -118,6 +118,12 @@ def test_gradients_of_sums_two_apart(kernel, reduction, dtype):
         ("mean", "float32", (305, 5, 81, 71), {"kernel_size": 3, "stride": 1, "padding": 1}),
         ("sum", "bfloat16", (12345, 31, 7, 7), {"kernel_size": 3, "stride": 1, "padding": 1}),
         ("max", "float64", (57, 90, 90, 10), {"kernel_size": 3, "stride": 1, "padding": 1, "axes": (1, 2)}),
+        ("max", "float32", (301, 181, 163), {"kernel_size": (181, 163)}),  # put in blocks, codes of two bytes
+        ("max", "float32", (301, 181, 163), {"kernel_size": 7, "stride": 3, "padding": 3}),
+        ("min", "float16", (12345, 7, 7, 31), {"kernel_size": (7, 31)}),
+        ("max", "bfloat16", (601, 181, 163), {"kernel_size": 5, "stride": 2, "padding": 2}),
+        ("max", "float32", (23, 150, 90, 33), {"kernel_size": 3, "stride": 2, "padding": 1, "axes": (1, 2)}),  # pixels
+        ("max", "float32", (23, 150, 90, 33), {"kernel_size": 13, "stride": 1, "padding": 6, "axes": (1, 2)}),
         ("mean", "float16", (70001, 17, 15), {"kernel_size": (17, 15)}),  # whole planes, short and long
         ("sum", "float32", (4, 3000, 1001), {"kernel_size": (3000, 1001)}),
     ],
@@ -215,3 +221,62 @@ def test_gradients_of_small_powers_are_rounded_once(dtype, p, window):
                         y, pullback = ap.vjp(ap.lp_pool2d, view, p, **windows)
                     found.append(pullback(cases.special(y.shape, y.dtype, "numbers")).astype(np.float64))
             np.testing.assert_array_equal(*found, f"{columns, which, function, view.strides}")
+
+
+# Windows whose gradients are put where their winners are, output after output; or gathered, pixel by pixel.
+PUT = {
+    "7x7, overlapping": ((2, 19, 23, 29), {"kernel_size": 7, "stride": 2, "padding": 3}),
+    "5x5, apart": ((2, 19, 23, 29), {"kernel_size": 5, "stride": 6, "padding": 2}),
+    "3x3 of narrow rows": ((3, 40, 9, 13), {"kernel_size": 3, "stride": 2}),
+    "whole planes": ((3, 40, 7, 9), {"kernel_size": (7, 9)}),
+    "whole large planes": ((2, 20, 70, 80), {"kernel_size": (70, 80)}),  # more taps than a table has
+    "wide windows of few planes": ((1, 1, 300, 400), {"kernel_size": 31, "stride": 5, "padding": 15}),  # in blocks
+    "volumes": ((2, 18, 7, 9, 11), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "volumes, two apart": ((2, 18, 7, 9, 11), {"kernel_size": (3, 2, 2), "stride": 2, "dilation": (2, 1, 3)}),
+    "signals": ((3, 17, 401), {"kernel_size": 9, "stride": 4, "padding": 4}),
+    "255 taps": ((2, 5, 40, 40), {"kernel_size": (15, 17), "stride": 3, "padding": (7, 8)}),
+    "256 taps": ((2, 5, 40, 40), {"kernel_size": 16, "stride": 3, "padding": 8}),
+}
+
+
+def pulled(x: np.ndarray, function, *args, **kwargs) -> list[np.ndarray]:
+    found = []
+    for name in ("native", "reference"):
+        with ap.backends.use(name):
+            y, pullback = ap.vjp(function, x, *args, **kwargs)
+            found.append(pullback(cases.special(y.shape, y.dtype, "infinities and zeros")))
+    return found
+
+
+def views(x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The same shape in memory of several orders, with gaps between rows, and backwards."""
+    wide = np.zeros((*x.shape[:-1], x.shape[-1] + 3), x.dtype)[..., 1:-2]
+    wide[...] = x
+    return (
+        x,
+        np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1),
+        x[:, ::-1],
+        x[..., ::-1],
+        wide,
+        x.T.copy().T,
+    )
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("windows", PUT)
+@pytest.mark.parametrize("reduction", ["max", "min"])
+def test_gradients_put_where_the_winners_are(reduction, windows, dtype):
+    shape, more = PUT[windows]
+    for which in ("numbers", "infinities and zeros", "NaN in each lane"):
+        x = cases.special(shape, cases.dtype_of(dtype), which)
+        for view in views(np.round(x) if which == "numbers" else x):
+            found = pulled(view, ap.pool, reduction, axes=tuple(range(2, x.ndim)), **more)
+            assert tolerance.same_bits(*found), (which, view.strides)
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("size", [1, (3, 5), (5, 3), (7, 7), (20, 30)], ids=str)  # bins that tile, differ, overlap
+def test_gradients_of_adaptive_maxima(size, dtype):
+    for shape in ((2, 19, 14, 21), (2, 19, 15, 23)):
+        for view in views(np.round(cases.special(shape, cases.dtype_of(dtype), "numbers"))):
+            assert tolerance.same_bits(*pulled(view, ap.adaptive_max_pool2d, size)), view.strides

@@ -42,18 +42,19 @@ ANYPOOL_INLINE void streamed() {
 
 // Collects rows: those that follow one another in memory share the lines between them.
 class AroundCaches {
+  const bool wanted_;  // the buffer does not tell while scratch memory is measured
   char* buffer_ = nullptr;
   char* to_ = nullptr;  // where what the buffer holds belongs
   i64 held_ = 0;
 
  public:
   // For rows of at most so many bytes.
-  AroundCaches(bool wanted, i64 row, Arena& arena) {
+  AroundCaches(bool wanted, i64 row, Arena& arena) : wanted_(wanted) {
     if (wanted) buffer_ = arena.take(row + kTogether + kLine);
   }
   // Whether a gradient is so large, whose sizes are those of the axes that belong to y.
   static bool gain(const Plan& p, i64 Axis::* size) { return elements_of(p, size) * size_of(p.out) > (i64(32) << 20); }
-  explicit operator bool() const { return buffer_; }
+  explicit operator bool() const { return wanted_; }
   // Where to write a row that belongs at `to`.
   char* room(char* to) {
     if (!buffer_) return to;

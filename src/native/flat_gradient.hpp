@@ -4,8 +4,8 @@
 // in common. The order of the sums is that of `SelectBackward`.
 #pragma once
 #include "around.hpp"
-#include "lanes.hpp"
 #include "planes_run.hpp"
+#include "won.hpp"
 
 namespace anypool {
 namespace {
@@ -14,27 +14,22 @@ template <class T, class A>
 class FlatGradient {
   static constexpr int L = kLanes<A>, kMany = 4;
   static constexpr i64 kPiece = 2048 / i64(sizeof(T));  // elements written at once
-  using V = Vec<A, L>;
-  using Codes = Vec<uint8_t, L>;
-  using Memory = Lanes<T, A, L>;
-  struct OneTap {
-    i64 back;  // how many elements before an input the output lies that saw it through this tap
-    uint8_t code;
-  };
   const Plan& p_;
   const i64 plane_, n_;  // elements
   const int taps_;
-  OneTap* tap_;    // the last one first: outputs in ascending order
+  SeenAt* seen_;   // through the last tap first: outputs in ascending order
   i64 reach_ = 0;  // elements from the ends of the array within which an output may be missing
   AroundCaches around_;
 
  public:
+  // More of them are dearer to look for than to put where they belong.
+  static constexpr i64 kMostTaps = 4 * L;
   FlatGradient(const Plan& p, Arena& arena)
       : p_(p),
         plane_(p.axis[0].n_in * p.axis[1].n_in * p.axis[2].n_in * p.inner),
         n_(plane_ * outer_size(p)),
         taps_(int(p.axis[0].kernel * p.axis[1].kernel * p.axis[2].kernel)),
-        tap_(arena.take_array<OneTap>(taps_)),
+        seen_(arena.take_array<SeenAt>(taps_)),
         around_(AroundCaches::gain(p, &Axis::n_in), kPiece * i64(sizeof(T)), arena) {
     if (!arena.base) return;
     for (int code = 0; code < taps_; ++code) {
@@ -44,7 +39,7 @@ class FlatGradient {
         back += (rest % axis.kernel * axis.dilation - axis.pad) * step;
         rest /= axis.kernel, step *= axis.n_in;
       }
-      tap_[taps_ - 1 - code] = {back, uint8_t(code)};
+      seen_[taps_ - 1 - code] = {-back, uint8_t(code)};
       reach_ = higher(reach_, back);  // taps lie as far to one side as to the other
     }
   }
@@ -76,39 +71,17 @@ class FlatGradient {
     while (i < end) {
       const bool inner = i >= reach_;
       if (inner && i + kMany * L <= end && i + kMany * L + reach_ <= n_) {
-        gather<kMany>(grad + i, code + i, to);
+        Won<T, A>::template vectors<kMany>(grad + i, code + i, seen_, taps_, to);
         i += kMany * L, to += kMany * L;
-      } else if (inner && i + L <= end && i + L + reach_ <= n_) {
-        gather<1>(grad + i, code + i, to);
-        i += L, to += L;
-      } else {
-        gather_part(grad, code, to, i, lower(L, end - i));
-        i += L, to += L;
+        continue;
       }
+      const i64 inputs = lower(L, end - i);
+      if (inner && inputs == L && i + L + reach_ <= n_)
+        Won<T, A>::template vectors<1>(grad + i, code + i, seen_, taps_, to);
+      else
+        Won<T, A>::part(grad + i, code + i, seen_, taps_, to, inputs, [&](i64 at) { return inside<L>(i + at, n_); });
+      i += inputs, to += inputs;
     }
-  }
-  template <int Many>
-  ANYPOOL_INLINE void gather(const T* grad, const uint8_t* code, T* to) const {
-    V sum[Many] = {};
-    for (int t = 0; t < taps_; ++t) {
-      const OneTap tap = tap_[t];
-      for (int m = 0; m < Many; ++m)
-        sum[m] = LaneMask<A, L>::where_equal(load<Codes>(code + m * L - tap.back), tap.code)
-                     .add(sum[m], Memory::load(grad + m * L - tap.back));
-    }
-    for (int m = 0; m < Many; ++m) Memory::store(to + m * L, sum[m]);
-  }
-  void gather_part(const T* grad, const uint8_t* code, T* to, i64 i, i64 n) const {
-    V sum{};
-    for (int t = 0; t < taps_; ++t) {
-      const i64 at = i - tap_[t].back;
-      const Inside exist = inside<L>(at, n_);
-      const Part part(exist);
-      if (part.empty()) continue;
-      const auto won = LaneMask<A, L>::where_equal(load_bits<uint8_t, L>(code + at, part), tap_[t].code);
-      sum = won.add(sum, Memory::load_part(grad + at, part, V{}));
-    }
-    Memory::store_part(to, sum, Part(Inside{0, n}));
   }
 };
 
@@ -131,8 +104,10 @@ inline PlanesRun flat_gradient_of(const Plan& p) {
   for (const i64* s : outer)
     if (p.n_outer > 1 || (p.n_outer == 1 && p.outer[0] > 1 && s[0] != step)) return {};
   if (p.code != Code::u8 || p.out != p.in) return {};
+  const i64 taps = p.axis[0].kernel * p.axis[1].kernel * p.axis[2].kernel;
   return with_float_types<PlanesRun>(p, [&](auto t, auto a) {
     using Gradient = FlatGradient<typename decltype(t)::type, typename decltype(a)::type>;
+    if (taps > Gradient::kMostTaps) return PlanesRun{};
     PlanesRun found = planes_run<Gradient>();
     found.tasks = Gradient::tasks(p);
     return found;

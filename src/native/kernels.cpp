@@ -13,8 +13,8 @@ namespace {
 
 constexpr const PlaneKernels& kPlanes = ANYPOOL_NAME(kPlaneKernels_, ANYPOOL_LEVEL);
 
-using BackwardF32 = SelectBackward<float, int32_t>;
-using BackwardF64 = SelectBackward<double, int64_t>;
+using BackwardF32 = SelectBackward<float>;
+using BackwardF64 = SelectBackward<double>;
 
 bool fused(const Plan& p) { return fused_choice_of(p).run != nullptr; }
 const char* way(const Plan& p) {

@@ -1,41 +1,46 @@
-// The backward pass of max and min: every input gathers, from the windows that saw it, the gradients of those it won.
-// Each gradient element is written once, in a fixed order; nothing is scattered into the output.
+// The backward pass of max and min. Over narrow windows every input gathers, from the outputs that saw it, the gradients
+// of those it won (`select_rows.hpp`); else the gradients of a block of rows are put, output after output, where their
+// winners are, while the block is in the cache. Each element is written to memory once, and adds up what it won in the
+// order of the outputs: both ways give the same bits.
 #pragma once
 #include "around.hpp"
-#include "elements.hpp"
-#include "phases.hpp"
-#include "scratch.hpp"
+#include "input_rows.hpp"
 #include "select_rows.hpp"
 
 namespace anypool {
 namespace {
 
-// A: what gradients add up in; I: an integer as wide, for the codes. In this pass the axes of the plan are the forward
-// ones: their n_out belongs to grad_y (x here) and the codes, their n_in to grad_x (y here).
-template <class A, class I>
+// A: what gradients add up in. In this pass the axes of the plan are the forward ones: their n_out belongs to grad_y (x
+// here) and the codes, their n_in to grad_x (y here).
+template <class A>
 class SelectBackward {
-  static constexpr i64 kKeptBytes = 64 << 10;
-  static constexpr int kMostRows = 27, kMostCodes = 4096;
+  static constexpr i64 kBlockBytes = 64 << 10, kMostBlockBytes = 1 << 20;
+  static constexpr i64 kLoaded = 4096;  // elements of outputs that are loaded at once, if they must be
+  static constexpr i64 kTable = 4096;   // taps whose place is looked up instead of worked out
+  static constexpr i64 kNowhere = INT64_MIN / 4;
   static constexpr DType kAcc = sizeof(A) == 4 ? DType::f32 : DType::f64;
-  static constexpr DType kLane = sizeof(I) == 4 ? DType::i32 : DType::i64;
+  // Rows of outputs, from one on: how far apart rows and columns lie, in elements.
+  template <class E>
+  struct Rows {
+    const E* at;
+    i64 row, column;
+  };
   const Plan& p_;
   const Buffers buf_;
   Arena arena_;
-  bool by_taps_;  // see place()
-  i64 cb_max_, places_, n_out_;
-  A *sum_, *grad_, *line_;
-  I* code_;
-  i64 kept_ = 1, kept_h_ = 1, row_ = 0;  // output rows in scratch, those of one d, elements of a row
-  i64* tag_;                             // which they are: od * n_out + oh
-  struct Seen {                          // a row of outputs that saw an input row, with the code of its first tap there
-    const A* grad;
-    const I* code;
-    I base;
-  };
   const SelectRowsRun narrow_;
+  const i64 block_;  // rows of inputs that are added up at once
+  AroundCaches around_;
   char* narrow_scratch_ = nullptr;
-  AroundCaches around_;           // for narrow_, which is slower than memory at stride 1
-  i64* place_of_code_ = nullptr;  // windows that do not meet: where the taps of a plane lie in grad_x
+  const i64 taps_;            // of a plane of a window
+  bool in_place_ = false;     // whether sums are added up in grad_x itself
+  A* sums_ = nullptr;         // else those of a block
+  i64 row_ = 0, column_ = 0;  // how far apart those of a block lie, in elements
+  A* grad_ = nullptr;         // rows of outputs, if they must be converted or gathered
+  i64* code_ = nullptr;
+  i64 loaded_ = 1;        // how many
+  i64* start_ = nullptr;  // where the window of each column of outputs begins, in a row of a block
+  i64* place_ = nullptr;  // of each tap of a plane, from there; of codes of a byte, of each code in each depth
   i64 c0_ = 0, cb_ = 0, outer_ = 0;
 
  public:
@@ -44,36 +49,40 @@ class SelectBackward {
         buf_(buffers),
         arena_{uintptr_t(scratch)},
         narrow_(select_rows_of(plan)),
-        around_(narrow_.run && plan.axis[2].stride > 1 && AroundCaches::gain(plan, &Axis::n_in),
-                plan.axis[2].n_in * size_of(plan.out), arena_) {
-    const Axis& w = p_.axis[2];
-    cb_max_ = lower(p_.tile_c, p_.inner);
-    n_out_ = w.n_out;
-    const i64 left = higher(w.pad, 0);
-    by_taps_ = sliding() && w.kernel <= 4 && higher(higher(left, w.stride), reach()) <= 4 * w.n_in + 64;
-    places_ = by_taps_ ? phases() * (ceil_div(higher(w.n_in + left, reach()), phases()) + 1) : w.n_in;
-    sum_ = arena_.take_array<A>(places_ * cb_max_);
-    line_ = arena_.take_array<A>(w.n_in * cb_max_);
-    // Input rows that follow one another are seen by the same output rows.
-    const Axis &d = p_.axis[0], &h = p_.axis[1];
-    row_ = round_up(n_out_ * cb_max_, 16);
-    kept_h_ = seen_by(h);
-    kept_ = lower(seen_by(d) * kept_h_, higher(1, kKeptBytes / higher(1, row_ * i64(sizeof(A) + sizeof(I)))));
-    grad_ = arena_.take_array<A>(kept_ * row_);
-    code_ = arena_.take_array<I>(kept_ * row_);
-    tag_ = arena_.take_array<i64>(kept_);
-    if (narrow_.run && seen_by(d) * kept_h_ <= kMostRows) {
+        block_(rows_at_once()),
+        around_(goes_around(), (narrow_.run ? 1 : block_) * plan.axis[2].n_in * plan.inner * size_of(plan.out), arena_),
+        taps_(plan.axis[1].kernel * plan.axis[2].kernel) {
+    if (narrow_.run) {
       narrow_scratch_ = arena_.take(narrow_.scratch_bytes(p_));
       if (arena_.base) narrow_.prepare(p_, narrow_scratch_);
       return;
     }
-    const i64 taps = d.kernel * h.kernel * w.kernel;
-    if (p_.inner != 1 || p_.in != kAcc || p_.out != kAcc || taps > kMostCodes || !apart(d) || !apart(h) || !apart(w))
-      return;
-    place_of_code_ = arena_.take_array<i64>(h.kernel * w.kernel);
-    for (i64 th = 0; arena_.base && th < h.kernel; ++th)
-      for (i64 tw = 0; tw < w.kernel; ++tw)
-        place_of_code_[th * w.kernel + tw] = th * h.dilation * p_.y_stride[1] + tw * w.dilation * p_.y_stride[2];
+    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
+    const i64 cb = lower(p_.tile_c, p_.inner), row = w.n_out * cb;
+    loaded_ = lower(h.n_out, higher(1, kLoaded / row));
+    const auto channels = [&](const i64* stride) { return p_.inner == 1 || stride[3] == 1; };
+    const bool forwards = p_.y_stride[2] >= cb && p_.y_stride[1] >= w.n_in * p_.y_stride[2];
+    const bool halves = p_.in == p_.out && channels(p_.x_stride) && apart();  // nothing is added to anything
+    row_ = w.n_in * cb, column_ = cb;
+    in_place_ = forwards && !around_ && channels(p_.y_stride) && (p_.out == kAcc || halves);
+    if (in_place_)
+      row_ = p_.y_stride[1], column_ = p_.y_stride[2];
+    else
+      sums_ = arena_.take_array<A>(block_ * row_);
+    if ((!in_place_ && p_.in != kAcc) || !channels(p_.x_stride)) grad_ = arena_.take_array<A>(loaded_ * row);
+    if (!bytes() || !channels(p_.code_stride)) code_ = arena_.take_array<i64>(loaded_ * row);
+    start_ = arena_.take_array<i64>(w.n_out);
+    const i64 places = bytes() ? 256 * d.kernel : taps_ <= kTable ? taps_ : 0;
+    if (places) place_ = arena_.take_array<i64>(places);
+    if (!arena_.base) return;
+    for (i64 o = 0; o < w.n_out; ++o) {
+      const Window window = window_of(w, o);
+      start_[o] = window.lo < window.hi ? window.start * column_ : kNowhere;
+    }
+    for (i64 i = 0; i < places; ++i) {
+      const i64 t = bytes() ? i % 256 - i / 256 * taps_ : i;
+      place_[i] = t >= 0 && t < taps_ ? place(t) : kNowhere;
+    }
   }
   i64 scratch_bytes() const { return arena_.used; }
 
@@ -89,37 +98,48 @@ class SelectBackward {
       c0_ = rest % chunks * p_.tile_c;
       cb_ = lower(p_.tile_c, p_.inner - c0_);
       outer_ = rest / chunks;
-      for (i64 i = 0; i < kept_; ++i) tag_[i] = -1;
-      const i64 last = lower((block + 1) * p_.rows_block, p_.axis[1].n_in);
-      if (narrow_scratch_)
-        narrow_rows(id, block * p_.rows_block, last);
-      else if (place_of_code_)
-        scatter(id, block * p_.rows_block, last);
+      const i64 first = block * p_.rows_block, last = lower(first + p_.rows_block, p_.axis[1].n_in);
+      if (narrow_.run)
+        narrow_rows(id, first, last);
       else
-        for (i64 ih = block * p_.rows_block; ih < last; ++ih) input_row(id, ih);
+        for (i64 ih = first; ih < last; ih += block_) {
+          const i64 to = lower(ih + block_, last);
+          if (!in_place_ || p_.out == kAcc)
+            put_block<A>(id, ih, to);
+          else
+            p_.out == DType::bf16 ? put_block<bf16>(id, ih, to) : put_block<f16>(id, ih, to);
+        }
     }
     around_.finish();
   }
 
  private:
-  // Columns are summed where they are; by taps, at place (j + pad) % stride, (j + pad) / stride: there, one tap of all
-  // windows is contiguous. Not where a stride, a gap or the padding is so wide that most places would be of no column.
-  bool sliding() const { return p_.axis[2].kind == AxisKind::sliding; }
-  i64 phases() const { return by_taps_ ? p_.axis[2].stride : 1; }
-  i64 reach() const {  // of all windows of a row
-    const Axis& w = p_.axis[2];
-    return (w.n_out - 1) * w.stride + (w.kernel - 1) * w.dilation + 1;
+  // Maxima of rows, not of pixels, at stride 1 are slower than memory, whichever way they take to it.
+  bool goes_around() const {
+    const bool whole = p_.inner == 1 ? p_.y_stride[2] == 1
+                                     : p_.y_stride[3] == 1 && p_.y_stride[2] == p_.inner && p_.tile_c >= p_.inner;
+    const bool slow = narrow_.run && p_.inner == 1 && p_.axis[2].stride == 1;
+    return whole && !slow && AroundCaches::gain(p_, &Axis::n_in);
   }
-  i64 place(i64 j) const {
-    const i64 q = by_taps_ ? j + p_.axis[2].pad : j, s = phases();
-    return s == 1 ? q : q % s * (places_ / s) + q / s;
+  // Whether no input is seen by two outputs.
+  bool apart() const {
+    for (const Axis& a : p_.axis)
+      for (i64 o = 1; o < a.n_out; ++o)
+        if (a.kind == AxisKind::sliding ? a.stride <= (a.kernel - 1) * a.dilation
+                                        : a.first[o] <= a.first[o - 1] + (a.count[o - 1] - 1) * a.dilation)
+          return false;
+    return true;
+  }
+  // Rows of a block: few windows should reach from one into the next.
+  i64 rows_at_once() const {
+    const Axis& h = p_.axis[1];
+    const i64 bytes = p_.axis[2].n_in * lower(p_.tile_c, p_.inner) * i64(sizeof(A));
+    const i64 reach = h.kind == AxisKind::sliding ? (h.kernel - 1) * h.dilation + 1 : h.kernel;
+    const i64 rows = higher(kBlockBytes / bytes, 2 * lower(reach, kMostBlockBytes / bytes / 2));
+    return lower(p_.rows_block, higher(1, rows));
   }
 
-  // How many outputs that follow one another an input may be seen by.
-  static i64 seen_by(const Axis& a) {
-    return a.kind == AxisKind::sliding ? (a.kernel - 1) * a.dilation / a.stride + 1 : a.kernel;
-  }
-  // The outputs o that may have seen input j, as a range; covers() then tells by which tap.
+  // The outputs o that may have seen input j, as a range; tap_of() then tells by which tap.
   static void candidates(const Axis& a, i64 j, i64& first, i64& last) {
     if (a.kind == AxisKind::sliding) {
       first = higher(0, ceil_div(j + a.pad - (a.kernel - 1) * a.dilation, a.stride));
@@ -136,60 +156,8 @@ class SelectBackward {
     if (w.step == 1) return d >= 0 && d < w.hi ? d : -1;  // spares two divisions
     return d >= 0 && d % w.step == 0 && d / w.step < w.hi ? d / w.step : -1;
   }
-
-  // Windows that do not meet: each element has one winner at most to hear of, so that gradients are just put there.
-  static bool apart(const Axis& a) {
-    return a.kind == AxisKind::sliding && (a.n_out == 1 || a.stride > (a.kernel - 1) * a.dilation);
-  }
-  void scatter(i64 id, i64 begin, i64 end) {
-    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
-    A* y = static_cast<A*>(buf_.y) + offset(p_.y_outer, p_.y_stride, id, 0);
-    const i64 row = p_.y_stride[1], column = p_.y_stride[2];
-    const bool whole = column == 1 && row == w.n_in;
-    if (whole) fill(reinterpret_cast<char*>(y + begin * row), (end - begin) * row, A(0));
-    for (i64 ih = begin; ih < end && !whole; ++ih) {
-      if (column == 1)
-        fill(reinterpret_cast<char*>(y + ih * row), w.n_in, A(0));
-      else
-        for (i64 j = 0; j < w.n_in; ++j) y[ih * row + j * column] = A(0);
-    }
-    i64 od0, od1, oh0, oh1, unused;
-    candidates(d, id, od0, od1);
-    if (od0 > od1) return;
-    const i64 td = tap_of(d, od0, id);
-    if (td < 0) return;
-    candidates(h, begin, oh0, unused);
-    candidates(h, end - 1, unused, oh1);
-    const A* grad = static_cast<const A*>(buf_.x) + offset(p_.x_outer, p_.x_stride, od0, 0);
-    const i64 code = offset(p_.code_outer, p_.code_stride, od0, 0), first = td * h.kernel * w.kernel;
-    for (i64 oh = oh0; oh <= oh1; ++oh) {
-      const Window wh = window_of(h, oh);
-      const bool inside = wh.start >= begin && wh.at(wh.taps - 1) < end;
-      const auto put = [&](auto zero) {
-        using C = decltype(zero);
-        put_row(grad + oh * p_.x_stride[1], static_cast<const C*>(buf_.code) + code + oh * p_.code_stride[1], first,
-                y + wh.start * row - w.pad * column, [&](i64 c) {
-                  const i64 ih = inside ? begin : wh.at(c / w.kernel);
-                  return ih >= begin && ih < end;  // else it is another task's
-                });
-      };
-      switch (p_.code) {
-        case Code::u8: put(uint8_t{}); break;
-        case Code::u16: put(uint16_t{}); break;
-        case Code::i32: put(int32_t{}); break;
-        default: put(i64{}); break;
-      }
-    }
-  }
-  template <class C, class F>
-  ANYPOOL_INLINE void put_row(const A* grad, const C* code, i64 first, A* y, F&& ours) const {
-    const Axis &h = p_.axis[1], &w = p_.axis[2];
-    const i64 taps = h.kernel * w.kernel, step = w.stride * p_.y_stride[2];
-    for (i64 o = 0; o < n_out_; ++o, y += step) {
-      const i64 c = i64(code[o * p_.code_stride[2]]) - first;
-      if (c < 0 || c >= taps) continue;  // won on another d
-      if (ours(c)) y[place_of_code_[c]] = grad[o * p_.x_stride[2]] + A(0);
-    }
+  i64 offset(const i64* outer, const i64* stride, i64 d, i64 h) const {
+    return outer_offset(p_, outer, outer_) + d * stride[0] + h * stride[1] + c0_ * stride[3];
   }
 
   // Input rows one after the other: the outputs that saw them follow without a division.
@@ -205,7 +173,7 @@ class SelectBackward {
     for (i64 ih = begin; ih < end; ++ih) {
       while (oh0 < h.n_out && oh0 * h.stride - h.pad + reach < ih) ++oh0;
       while (oh1 + 1 < h.n_out && (oh1 + 1) * h.stride - h.pad <= ih) ++oh1;
-      SeenRow seen[kMostRows];
+      SeenRow seen[kMostSeenRows];
       int n = 0;
       for (i64 od = od0; od <= od1; ++od) {
         const i64 td = tap_of(d, od, id);
@@ -219,117 +187,121 @@ class SelectBackward {
                        code + od * p_.code_stride[0] + oh * p_.code_stride[1], (td * h.kernel + th) * taps};
         }
       }
-      narrow_.run(p_, narrow_scratch_, seen, n, around_.room(y + ih * p_.y_stride[1] * bytes));
-      around_.wrote(p_.axis[2].n_in * bytes);
+      narrow_.run(p_, narrow_scratch_, seen, n, around_.room(y + ih * p_.y_stride[1] * bytes), cb_);
+      around_.wrote(p_.axis[2].n_in * cb_ * bytes);
     }
   }
-  void input_row(i64 id, i64 ih) {
-    const Axis &d = p_.axis[0], &h = p_.axis[1];
-    fill(reinterpret_cast<char*>(sum_), places_ * cb_, A(0));
-    i64 od0, od1, oh0, oh1;
+
+  // Codes of a byte are looked up as they are.
+  bool bytes() const { return p_.code == Code::u8; }
+  // Of a tap of a plane, from its window's first one, in a block.
+  i64 place(i64 t) const {
+    const Axis &h = p_.axis[1], &w = p_.axis[2];
+    return t / w.kernel * h.dilation * row_ + t % w.kernel * w.dilation * column_;
+  }
+
+  // Rows [begin, end) of depth id, added up as E, from all outputs that may have seen them.
+  template <class E>
+  void put_block(i64 id, i64 begin, i64 end) {
+    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
+    const i64 at = offset(p_.y_outer, p_.y_stride, id, begin);
+    E* const block = in_place_ ? static_cast<E*>(buf_.y) + at : reinterpret_cast<E*>(sums_);
+    clear(block, end - begin);
+    const i64 limit = (end - begin - 1) * row_ + w.n_in * column_;
+    i64 od0, od1, oh0, oh1, unused;
     candidates(d, id, od0, od1);
-    candidates(h, ih, oh0, oh1);
+    candidates(h, begin, oh0, unused);
+    candidates(h, end - 1, unused, oh1);
     for (i64 od = od0; od <= od1; ++od) {
       const i64 td = tap_of(d, od, id);
-      if (td < 0) continue;
-      for (i64 oh = oh0; oh <= oh1; ++oh) {
-        const i64 th = tap_of(h, oh, ih);
-        if (th < 0) continue;
-        Seen seen;
-        output_row(od, oh, (td * h.kernel + th) * p_.axis[2].kernel, seen);
-        add_row(seen);
+      for (i64 oh = oh0; td >= 0 && oh <= oh1; oh += loaded_) {
+        const i64 n = lower(loaded_, oh1 + 1 - oh);
+        const auto grad = rows_of<E>(buf_.x, p_.in, p_.x_outer, p_.x_stride, od, oh, n, reinterpret_cast<E*>(grad_));
+        const auto put_rows = [&](const auto& codes, auto&& place_of) {
+          for (i64 i = 0; i < n; ++i) {
+            const Window window = window_of(h, oh + i);
+            if (window.lo == window.hi) continue;
+            const i64 start = (window.start - begin) * row_;
+            put(grad.at + i * grad.row, grad.column, codes.at + i * codes.row, codes.column, start, block, limit,
+                place_of);
+          }
+        };
+        if (bytes() && !code_) {
+          const i64* const places = place_ + td * 256;
+          put_rows(rows_of<uint8_t>(buf_.code, DType::u8, p_.code_outer, p_.code_stride, od, oh, n, nullptr),
+                   [places](uint8_t code) { return places[code]; });
+          continue;
+        }
+        const i64 first = td * taps_, taps = taps_;
+        const i64* const places = bytes() ? place_ + td * 256 + first : place_;
+        put_rows(rows_of<i64>(buf_.code, type_of(p_.code), p_.code_outer, p_.code_stride, od, oh, n, code_),
+                 [=](i64 code) {
+                   const i64 t = code - first;
+                   return t < 0 || t >= taps ? kNowhere : places ? places[t] : place(t);
+                 });
       }
     }
-    write_row(id, ih);
+    if (!in_place_) write(at, end - begin);
   }
-
-  void output_row(i64 od, i64 oh, i64 base, Seen& row) {  // field by field: see Source
-    const i64 which = od * p_.axis[1].n_out + oh, slot = (od * kept_h_ + oh % kept_h_) % kept_;
-    A* grad = grad_ + slot * row_;
-    I* code = code_ + slot * row_;
-    if (tag_[slot] != which) {
-      tag_[slot] = which;
-      load_grad(od, oh, grad);
-      load_codes(od, oh, code);
-    }
-    row.grad = grad;
-    row.code = code;
-    row.base = I(base);
-  }
-
-  void add_row(const Seen& row) {
-    const Axis& w = p_.axis[2];
-    if (by_taps_) {
-      for (i64 t = w.kernel - 1; t >= 0; --t) {  // last tap first: each place then adds its windows in ascending order
-        const i64 q = t * w.dilation;
-        add_where(sum_ + (q % w.stride * (places_ / w.stride) + q / w.stride) * cb_, row, I(row.base + t),
-                  n_out_ * cb_);
-      }
-      return;
-    }
-    for (i64 o = 0; o < n_out_; ++o) {  // wide or irregular windows: each output knows its winner's place in this row
-      const i64 start = sliding() ? o * w.stride - w.pad : w.first[o];
-      for (i64 c = 0; c < cb_; ++c) {
-        const i64 t = i64(row.code[o * cb_ + c]) - row.base, j = start + t * w.dilation;
-        if (t >= 0 && t < w.kernel && j >= 0 && j < w.n_in)  // a window of padding alone has a winner there
-          sum_[j * cb_ + c] += row.grad[o * cb_ + c];
-      }
-    }
-  }
-  static void add_where(A* sum, const Seen& row, I code, i64 n) {
-    const A* grad = row.grad;
-    const I* codes = row.code;
-#pragma GCC ivdep
-    for (i64 i = 0; i < n; ++i) sum[i] += codes[i] == code ? grad[i] : A(0);
-  }
-
-  void load_grad(i64 od, i64 oh, A* into) {
-    const i64 at = offset(p_.x_outer, p_.x_stride, od, oh);
-    load_columns(converter(p_.in, kAcc), into, sizeof(A), static_cast<const char*>(buf_.x) + at * size_of(p_.in),
-                 size_of(p_.in), p_.x_stride);
-  }
-  void load_codes(i64 od, i64 oh, I* into) {
-    const i64 at = offset(p_.code_outer, p_.code_stride, od, oh);
-    const DType type = p_.code == Code::u8    ? DType::u8
-                       : p_.code == Code::u16 ? DType::u16
-                       : p_.code == Code::i32 ? DType::i32
-                                              : DType::i64;
-    load_columns(converter(type, kLane), into, sizeof(I), static_cast<const char*>(buf_.code) + at * size_of(type),
-                 size_of(type), p_.code_stride);
-  }
-  void load_columns(Convert copy, void* into, i64 bytes, const char* in, i64 in_bytes, const i64* stride) {
-    if (p_.inner == 1) return copy(into, 1, in, stride[2], n_out_);
-    for (i64 o = 0; o < n_out_; ++o)
-      copy(static_cast<char*>(into) + o * cb_ * bytes, 1, in + o * stride[2] * in_bytes, stride[3], cb_);
-  }
-  i64 offset(const i64* outer, const i64* stride, i64 d, i64 h) const {
-    i64 at = d * stride[0] + h * stride[1] + c0_ * stride[3], rest = outer_;
-    for (int a = p_.n_outer - 1; a >= 0; --a) {
-      at += rest % p_.outer[a] * outer[a];
-      rest /= p_.outer[a];
-    }
-    return at;
-  }
-
-  void write_row(i64 id, i64 ih) {
-    const i64 n = p_.axis[2].n_in, at = offset(p_.y_outer, p_.y_stride, id, ih);
-    const A* line = line_;
-    if (phases() == 1) {
-      line = sum_ + place(0) * cb_;
-    } else if (cb_ == 1) {
-      join_phases(sizeof(A), reinterpret_cast<char*>(line_), reinterpret_cast<const char*>(sum_), places_ / phases(),
-                  p_.axis[2].pad, n, phases());
+  // n rows of outputs from (od, oh) on: where they lie or, if there is room for them at `into`, there.
+  template <class E>
+  Rows<E> rows_of(const void* base, DType type, const i64* outer, const i64* stride, i64 od, i64 oh, i64 n,
+                  E* into) const {
+    const i64 columns = p_.axis[2].n_out, at = offset(outer, stride, od, oh), bytes = size_of(type);
+    if (!into) return {static_cast<const E*>(base) + at, stride[1], stride[2]};
+    const Convert copy = converter(type, kSame<E, i64> ? DType::i64 : kAcc);
+    const char* const from = static_cast<const char*>(base) + at * bytes;
+    const i64 row = columns * cb_;
+    if (stride[1] == row && stride[2] == cb_ && (p_.inner == 1 || stride[3] == 1)) {
+      copy(into, 1, from, 1, n * row);
     } else {
-      for (i64 j = 0; j < n; ++j) {
-        const A* from = sum_ + place(j) * cb_;
-        for (i64 c = 0; c < cb_; ++c) line_[j * cb_ + c] = from[c];
-      }
+      for (i64 i = 0; i < n; ++i)
+        copy_columns(copy, {reinterpret_cast<char*>(into + i * row), i64(sizeof(E)), cb_, 1},
+                     {const_cast<char*>(from) + i * stride[1] * bytes, bytes, stride[2], stride[3]}, columns, cb_,
+                     p_.inner > 1);
     }
+    return {into, row, cb_};
+  }
+  // Of a row of outputs, whose windows begin in the row of a block at `start`. What lies outside is another block's; or
+  // the window is all padding, and has a winner there.
+  template <class E, class C, class F>
+  ANYPOOL_INLINE void put(const E* grad, i64 grad_step, const C* code, i64 code_step, i64 start, E* block, i64 limit,
+                          F&& place_of) const {
+    const i64 n = p_.axis[2].n_out, cb = cb_;
+    const i64* const starts = start_;
+    const auto one = [&](i64 o, i64 c) {
+      const i64 at = start + starts[o] + place_of(code[o * code_step + c]);
+      if (uint64_t(at) < uint64_t(limit)) narrow(block[at + c], widen(block[at + c]) + widen(grad[o * grad_step + c]));
+    };
+    if (cb == 1)
+      for (i64 o = 0; o < n; ++o) one(o, 0);
+    else
+      for (i64 o = 0; o < n; ++o)
+        for (i64 c = 0; c < cb; ++c) one(o, c);
+  }
+  template <class E>
+  void clear(E* block, i64 rows) const {
+    const i64 n = p_.axis[2].n_in, row = n * cb_;
+    const bool whole = column_ == cb_ || n == 1;
+    if (whole && (row_ == row || rows == 1)) return void(__builtin_memset(block, 0, size_t(rows * row) * sizeof(E)));
+    for (i64 r = 0; r < rows; ++r)
+      for (i64 j = 0; j < (whole ? 1 : n); ++j)
+        __builtin_memset(block + r * row_ + j * column_, 0, size_t(whole ? row : cb_) * sizeof(E));
+  }
+  // What has been added up, to where it belongs.
+  void write(i64 at, i64 rows) {
+    const i64 n = p_.axis[2].n_in, bytes = size_of(p_.out);
     const Convert copy = converter(kAcc, p_.out);
-    const i64 bytes = size_of(p_.out);
-    char* y = static_cast<char*>(buf_.y) + at * bytes;
-    if (p_.inner == 1) return copy(y, p_.y_stride[2], line, 1, n);
-    for (i64 j = 0; j < n; ++j) copy(y + j * p_.y_stride[2] * bytes, p_.y_stride[3], line + j * cb_, 1, cb_);
+    char* const y = static_cast<char*>(buf_.y) + at * bytes;
+    const bool piece = p_.y_stride[1] == row_ && p_.y_stride[2] == column_ && (p_.inner == 1 || p_.y_stride[3] == 1);
+    const i64 each = piece ? rows : 1;
+    for (i64 r = 0; r < rows; r += each) {
+      char* const to = around_.room(y + r * p_.y_stride[1] * bytes);
+      copy_columns(copy, {to, bytes, p_.y_stride[2], p_.y_stride[3]},
+                   {reinterpret_cast<char*>(sums_ + r * row_), i64(sizeof(A)), column_, 1}, each * n, cb_,
+                   p_.inner > 1);
+      around_.wrote(each * n * cb_ * bytes);
+    }
   }
 };
 

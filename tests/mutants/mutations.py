@@ -60,6 +60,7 @@ MASKED = ("tests/test_masked_kernels.py",)
 KNOWN = ("tests/test_known_calls.py",)
 KERNELS = ("tests/test_kernels.py",)
 KEPT = ("tests/test_gradient_kernels.py::test_gradients_of_windows_that_keep_sizes",)
+PUT = ("tests/test_gradient_kernels.py::test_gradients_put_where_the_winners_are",)
 AROUND = ("tests/test_gradient_kernels.py::test_gradients_written_around_the_caches",)
 COMPILED = ("tests/test_torch_counted.py",)
 MODES = ("tests/test_window_reductions.py::test_like_numpy",)
@@ -168,12 +169,16 @@ MUTATIONS = (
              "by *= double(divisor_of(a, 0, p.divisor));", "by = double(divisor_of(a, 0, p.divisor));",
              ("tests/test_gradient_kernels.py::test_gradients_of_whole_planes",)),
     Mutation("native: a flat gradient adds its outputs in another order", "native/flat_gradient.hpp",
-             "tap_[taps_ - 1 - code] =", "tap_[code] =", KEPT),
+             "seen_[taps_ - 1 - code] =", "seen_[code] =", KEPT),
     Mutation("native: flat planes of a gradient have one divisor", "native/flat_planes.hpp",
              "lifted_ + i, v / load<V>(divisor_ + each * i)", "lifted_ + i, v / load<V>(divisor_)", KEPT),
     Mutation("native: gradients of powers in halves are rounded twice", "native/doubles.hpp",
              "u += inexact & ~(grows + grows);", "",
              ("tests/test_gradient_kernels.py::test_gradients_of_small_powers_are_rounded_once",)),
+    Mutation("native: blocks of a gradient hear of windows that begin in them alone", "native/select_backward.hpp",
+             "candidates(h, begin, oh0, unused);", "oh0 = ceil_div(begin, higher(h.stride, 1));", PUT),
+    Mutation("native: a gradient in two depths hears of one", "native/select_backward.hpp",
+             "const i64* const places = place_ + td * 256;", "const i64* const places = place_;", PUT),
     Mutation("native: columns of wide tokens stay as they were", "native/token_reduce.hpp",
              "columns_ = {c, lower(c + step, n_)};", "columns_ = {c, lower(c + step / 2, n_)};",
              ("tests/test_token_sizes.py",)),
