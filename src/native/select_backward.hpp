@@ -59,7 +59,7 @@ class SelectBackward {
     }
     const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
     const i64 cb = lower(p_.tile_c, p_.inner), row = w.n_out * cb;
-    loaded_ = lower(h.n_out, higher(1, kLoaded / row));
+    loaded_ = higher(1, lower(h.n_out, kLoaded / higher(1, row)));  // there may be no outputs at all
     const auto channels = [&](const i64* stride) { return p_.inner == 1 || stride[3] == 1; };
     const bool forwards = p_.y_stride[2] >= cb && p_.y_stride[1] >= w.n_in * p_.y_stride[2];
     const bool halves = p_.in == p_.out && channels(p_.x_stride) && apart();  // nothing is added to anything
