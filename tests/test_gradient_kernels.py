@@ -100,6 +100,44 @@ def test_gradients_of_sums_two_apart(kernel, reduction, dtype):
             assert tolerance.same_bits(*results), (width, low, high, ceil, more)
 
 
+# Windows that few outputs see an input by, over pixels.
+PIXELS = {
+    "2x2": {"kernel_size": 2},
+    "2x2, overlapping": {"kernel_size": 2, "stride": 1},
+    "3x3": {"kernel_size": 3, "stride": 1, "padding": 1},
+    "3x3, two apart": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "3x3, to the last": {"kernel_size": 3, "stride": 2, "ceil_mode": True},
+    "3x3, with gaps": {"kernel_size": 3, "stride": 4, "padding": 1},
+    "4x4": {"kernel_size": 4},
+    "5x5": {"kernel_size": 5, "stride": 2, "padding": 2},
+    "7x2": {"kernel_size": (7, 2), "stride": (3, 1), "padding": ((3, 2), (0, 1))},
+}
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("windows", PIXELS)
+def test_gradients_of_sums_over_pixels(windows, dtype):
+    """As many channels as fill vectors, a few more, or fewer than one; inputs that no output saw get 0.0."""
+    windows = PIXELS[windows]
+    options = [("sum", {}), ("mean", {}), ("mean", {"count_include_pad": False}), ("mean", {"divisor_override": 7})]
+    for channels in (2, 3, 5, 8, 16, 17, 33, 67, 131):
+        x = cases.special((2, 13, 14, channels), cases.dtype_of(dtype), "numbers")
+        wide = np.zeros((*x.shape[:-1], channels + 3), x.dtype)[..., 1:-2]
+        for view, (reduction, more) in itertools.product((x, wide, x[:, ::-1], x[:, 1], x.swapaxes(1, 2)), options):
+            axes = (view.ndim - 3, view.ndim - 2) if view.ndim == 4 else (view.ndim - 2,)
+            one = {name: v if np.isscalar(v) else v[-len(axes) :] for name, v in windows.items()}
+            found = pulled(view, ap.pool, reduction, axes=axes, **one, **more)
+            assert tolerance.same_bits(*found), (channels, reduction, more, view.strides)
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("size", [1, (3, 5), (6, 7), (20, 30)], ids=str)  # bins that tile, differ, overlap
+def test_gradients_of_adaptive_means(size, dtype):
+    for shape in ((2, 19, 12, 21), (2, 19, 15, 23)):
+        for view in views(cases.special(shape, cases.dtype_of(dtype), "numbers")):
+            assert tolerance.same_bits(*pulled(view, ap.adaptive_avg_pool2d, size)), view.strides
+
+
 @pytest.mark.parametrize("at", [0, 1, 15], ids=lambda n: f"{n} elements behind a line")
 @pytest.mark.parametrize("gap", [0, 3, 16], ids=lambda n: f"rows {n} apart")
 @pytest.mark.parametrize(
@@ -118,6 +156,8 @@ def test_gradients_of_sums_two_apart(kernel, reduction, dtype):
         ("mean", "float32", (305, 5, 81, 71), {"kernel_size": 3, "stride": 1, "padding": 1}),
         ("sum", "bfloat16", (12345, 31, 7, 7), {"kernel_size": 3, "stride": 1, "padding": 1}),
         ("max", "float64", (57, 90, 90, 10), {"kernel_size": 3, "stride": 1, "padding": 1, "axes": (1, 2)}),
+        ("mean", "float32", (23, 150, 90, 33), {"kernel_size": 3, "stride": 2, "padding": 1, "axes": (1, 2)}),
+        ("sum", "bfloat16", (45, 150, 90, 33), {"kernel_size": 5, "stride": 2, "padding": 1, "axes": (1, 2)}),
         ("max", "float32", (301, 181, 163), {"kernel_size": (181, 163)}),  # put in blocks, codes of two bytes
         ("max", "float32", (301, 181, 163), {"kernel_size": 7, "stride": 3, "padding": 3}),
         ("min", "float16", (12345, 7, 7, 31), {"kernel_size": (7, 31)}),

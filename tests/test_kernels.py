@@ -325,8 +325,9 @@ def test_bins_of_narrow_planes(narrow, dtype):
     shape, size = NARROW[narrow]
     for which in ("numbers", "NaN in each lane", "one NaN at the end", "infinities and zeros"):
         x = cases.special(shape, cases.dtype_of(dtype), which)
-        if dtype == "float32" and ap.backends.native.info()["isa"] in ("x86_64_v3", "x86_64_v4") and shape[-1] <= 8:
-            assert "narrow planes" in ap.explain(ap.adaptive_max_pool2d, x, size).kernel
+        said = ap.explain(ap.adaptive_max_pool2d, x, size)
+        if dtype == "float32" and said.isa in ("x86_64_v3", "x86_64_v4") and shape[-1] <= 8:
+            assert "narrow planes" in said.kernel
         wide = np.zeros((*shape[:-2], shape[-2] + 2, shape[-1] + 3), x.dtype)
         inside = wide[..., 1:-1, 2:-1]
         inside[...] = x
@@ -378,6 +379,81 @@ def test_bytes_are_divided_exactly(window, divisor):
         x, axes = laid_out(x, last)
         native, reference = both(x, "mean", divisor_override=divisor, **axes, **kwargs)
         assert tolerance.same_bits(native, reference)
+
+
+@pytest.mark.parametrize("padding", [0, 1, ((1, 0), (0, 1))], ids=str)
+def test_means_of_triples_of_bytes(padding):
+    """Planes side by side, whose rows end in each lane of two vectors and more, and divisors that differ."""
+    for columns in range(3, 140):
+        x = cases.rng(columns).integers(0, 256, (5, 3 + columns % 4, columns), np.uint8)
+        windows = {"axes": (1, 2), "kernel_size": 3, "stride": 1, "padding": padding}
+        for view in (x, x[::-1], x[:, ::-1], x[::2]):
+            for include in (True, False):
+                native, reference = both(view, "mean", count_include_pad=include, **windows)
+                assert tolerance.same_bits(native, reference), (columns, view.strides, include)
+
+
+# Sums over few rows and columns of pixels: what is summed must be lifted first.
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 1, 1), (3, 2, 1), ((2, 3), (1, 2), 1), (3, 4, 0)], ids=str)
+@pytest.mark.parametrize("p", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [*FLOATS, "int16"])
+def test_powers_of_pixels(window, p, dtype):
+    kernel, stride, padding = window
+    kwargs = {"axes": (1, 2), "kernel_size": kernel, "stride": stride, "padding": padding, "norm_type": p}
+    for channels, which in itertools.product((2, 3, 5, 16, 33, 70, 131), ("numbers", "NaN in each lane")):
+        shape = (2, 9, 11, channels)
+        x = cases.special(shape, cases.dtype_of(dtype), "numbers" if dtype == "int16" else which)
+        assert "sums of pixels" in ap.explain(ap.pool, x, "lp", **kwargs).kernel
+        wide = np.zeros((*shape[:-1], channels + 3), x.dtype)[..., 1:-2]
+        wide[...] = x
+        for view in (x, wide, x[:, ::-1, ::-1]):
+            assert tolerance.same_bits(*both(view, "lp", **kwargs)), (channels, which, view.strides)
+
+
+SAME = {"kernel_size": 3, "stride": 1, "padding": 1}
+
+
+@pytest.mark.parametrize("at", [0, 1, 15], ids=lambda n: f"{n} elements behind a line")
+@pytest.mark.parametrize(
+    ("function", "dtype", "shape", "windows", "kernel"),
+    [
+        ("max", "float32", (305, 5, 81, 71), SAME, "planes at once"),
+        ("mean", "float32", (305, 5, 81, 71), {"kernel_size": 5, "stride": 1, "padding": 2}, "planes at once"),
+        ("min", "bfloat16", (12345, 31, 7, 7), SAME, "planes at once"),
+        ("mean", "float64", (107, 90, 10, 60), SAME, "planes at once"),
+        ("max", "float32", (17, 3, 401, 501), SAME, "fused rows"),
+        ("mean", "float64", (17, 3, 201, 501), {"kernel_size": 3, "stride": (1, 1), "padding": (2, 1)}, "fused rows"),
+        ("max", "float32", (45, 401, 1001), {"kernel_size": 2, "stride": (1, 2)}, "fused rows"),
+        ("max", "float32", (45, 401, 501, 1), {"axes": (1, 2), **SAME}, "fused rows"),
+        ("min", "float32", (23, 150, 90, 33), {"axes": (1, 2), **SAME}, "fused rows"),  # pixels
+        ("mean", "float32", (23, 150, 90, 33), {"axes": (1, 2), "kernel_size": 2, "stride": 1}, "fused rows"),
+        ("max", "bfloat16", (45, 150, 90, 67), {"axes": (1, 2), "kernel_size": 5, "stride": 1}, "fused rows"),
+        ("max", "float32", (5, 1500, 900, 3), {"axes": (1, 2), **SAME}, "fused rows"),  # pictures
+        ("max", "float32", (305, 5, 81, 71), {"kernel_size": 13, "stride": 1, "padding": 6}, "wide rows"),
+        ("min", "float32", (9, 1100, 1001), {"kernel_size": 31, "stride": 1, "padding": 15}, "wide rows"),
+        ("max", "float32", (65, 160_001), {"axes": (1,), "kernel_size": 64, "stride": 1}, "wide rows"),
+        ("lp", "float32", (23, 150, 90, 33), {"axes": (1, 2), **SAME}, "sums of pixels"),
+        ("sum", "float32", (45, 401, 501), {"kernel_size": (3, 7), "stride": 1, "dilation": 2}, "rows"),
+    ],
+)
+def test_results_written_around_the_caches(function, dtype, shape, windows, kernel, at):
+    """More than 32 MB: the bits of its parts, wherever memory lines begin; and nothing beside it is written."""
+    windows = {"axes": (len(shape) - 2, len(shape) - 1), **windows}
+    x = cases.rng(1).standard_normal(shape, np.float32).astype(cases.dtype_of(dtype))
+    x.reshape(-1)[:: x.size // 7] = np.nan  # what has been written when one is met is written again
+    assert x.nbytes > 32 << 20
+    said = ap.explain(ap.pool, x, function, **windows)
+    if said.isa == "x86_64_v4":
+        assert kernel in said.kernel
+    size = said.output_shape
+    memory = np.full(64 + int(np.prod(size)), 7, x.dtype)
+    first = -memory.ctypes.data % 64 // memory.itemsize + at
+    got = memory[first:][: int(np.prod(size))].reshape(size)
+    ap.pool(x, function, out=got, **windows)
+    for i in range(0, len(x), step := max(1, len(x) // 5)):
+        assert tolerance.same_bits(ap.pool(x[i : i + step], function, **windows), got[i : i + step])
+    assert (memory[:first] == 7).all()
+    assert (memory[first + got.size :] == 7).all()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "int64"])

@@ -59,8 +59,8 @@ def vjp(fn: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> tuple[Any,
     Notes
     -----
     The convention is that of ``jax.vjp``. The gradient of a max goes to the winner alone, the first of equal values.
-    Every element of the gradient is gathered from the windows that saw it and written once: results do not depend on
-    the number of threads.
+    Every element of the gradient adds up what it gets in the order of the windows, and is written once: results do not
+    depend on the number of threads.
 
     Examples
     --------

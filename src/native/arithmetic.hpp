@@ -15,9 +15,6 @@ ANYPOOL_INLINE T integer_power(T x, i64 n) {
     if (n & 1) y *= x;
   return y;
 }
-ANYPOOL_INLINE double small_power(double x, int n) {  // n <= 3, without a branch in the loop around it
-  return n == 0 ? 1 : n == 1 ? x : n == 2 ? x * x : x * x * x;
-}
 template <int N, class V>
 ANYPOOL_INLINE V small_power(V x) {
   if constexpr (N == 0) return splat<V>(1.0);

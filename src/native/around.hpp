@@ -42,12 +42,13 @@ ANYPOOL_INLINE void streamed() {
 
 // Collects rows: those that follow one another in memory share the lines between them.
 class AroundCaches {
-  const bool wanted_;  // the buffer does not tell while scratch memory is measured
+  bool wanted_ = false;  // the buffer does not tell while scratch memory is measured
   char* buffer_ = nullptr;
   char* to_ = nullptr;  // where what the buffer holds belongs
   i64 held_ = 0;
 
  public:
+  AroundCaches() = default;
   // For rows of at most so many bytes.
   AroundCaches(bool wanted, i64 row, Arena& arena) : wanted_(wanted) {
     if (wanted) buffer_ = arena.take(row + kTogether + kLine);

@@ -117,7 +117,7 @@ std::string chosen_level() { return chosen_kernels() ? chosen_kernels()->name : 
 std::string Recipe::way() const {
   if (!tasks) return "nothing to do";
   if (masked) return "masked " + masked->way();
-  if (backward) return plan.planes ? "gather from codes, planes at once" : "gather from codes";
+  if (backward) return plan.planes ? "from codes, planes at once" : "from codes";
   if (plan.group) return std::to_string(plan.group) + " planes at once";
   return kernels->way(plan);
 }
@@ -151,9 +151,9 @@ void Recipe::prepare() {
   const i64 fit = std::max<i64>(budget / p.tile_c, 2 * reach);
   p.tile_w = backward ? std::max<i64>(1, w.n_in)
                       : std::clamp<i64>((fit - std::min(fit, reach)) / step + 1, 1, std::max<i64>(1, columns));
-  const bool fused = !backward && kernels->fused(p);
-  if (fused) {  // no lines: whole rows, unless they are so long that they would leave the L1 (with channels: the L2) cache
-    p.tile_c = p.inner;  // before they are used
+  const bool whole_rows = !backward && kernels->whole_rows(p);
+  if (whole_rows) {  // no lines, unless they would leave the L1 (with channels: the L2) cache before they are used
+    p.tile_c = p.inner;
     const i64 row = i64(p.inner > 1 ? 128 : p.lift == Lift::none ? 16 : 4) << 10;
     p.tile_w = std::clamp<i64>(row / size_of(p.in) / p.inner / step, 1, std::max<i64>(1, columns));
   }
@@ -172,7 +172,7 @@ void Recipe::prepare() {
   // kernel only if it takes longer than putting them side by side.
   const i64 lane = std::max<i64>(4, acc), group = 64 / lane;
   const i64 plane = d.n_in * h.n_in * w.n_in + d.n_out * h.n_out * w.n_out;
-  const i64 narrow = !fused ? 48 : w.kernel == 2 ? 8 : 16;
+  const i64 narrow = !whole_rows ? 48 : w.kernel == 2 ? 8 : 16;
   const bool small = p.inner == 1 && w.n_in < narrow && group * plane * lane <= (i64(192) << 10);
   if (!backward && small && p.lift < Lift::over_power && p.n_outer && p.outer[p.n_outer - 1] >= group) {
     p.group = group;

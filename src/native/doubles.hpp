@@ -22,6 +22,13 @@ inline bool has_doubles(DType t) {
   return with_doubles(t, [](auto) {});
 }
 
+// The lower or the upper half of a vector.
+template <int Upper, class A, int L, int... I>
+ANYPOOL_INLINE Vec<double, L / 2> half_as_doubles(Vec<A, L> v, Indices<I...>) {
+  const auto half = __builtin_shufflevector(v, v, (I + Upper * L / 2)...);
+  return convert<Vec<double, L / 2>>(half);
+}
+
 template <class T>
 class AsDoubles {
   static constexpr int L = kLanes<float>, H = L / 2;
@@ -62,13 +69,9 @@ class AsDoubles {
   }
 
  private:
-  template <int Upper, int... I>
-  static ANYPOOL_INLINE V half(Floats v, Indices<I...>) {
-    return convert<V>((Vec<float, H>)__builtin_shufflevector(v, v, (I + Upper * H)...));
-  }
   template <int Upper>
   static ANYPOOL_INLINE V half(Floats v) {
-    return half<Upper>(v, typename MakeIndices<H>::type{});
+    return half_as_doubles<Upper, float, L>(v, typename MakeIndices<H>::type{});
   }
   template <int... I>
   static ANYPOOL_INLINE Floats join(Vec<float, H> a, Vec<float, H> b, Indices<I...>) {

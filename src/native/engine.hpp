@@ -7,7 +7,7 @@
 #include "fused_rows.hpp"
 #include "horizontal.hpp"
 #include "kernel_table.hpp"
-#include "output_row.hpp"
+#include "pixel_sums.hpp"
 #include "spread_rows.hpp"
 #include "turned_rows.hpp"
 
@@ -25,6 +25,7 @@ class Engine {
   FusedRows fused_;
   TurnedRows turned_;
   SpreadRows spread_;
+  PixelSums pixel_sums_;
   OutputRow output_;
   const i64 planes_at_once_;  // by a fused kernel
   bool placed_ = false;       // whether the parts know the tile; a fused kernel seldom needs them
@@ -46,8 +47,10 @@ class Engine {
         fused_(plan, tile_, vertical_.rows(), arena_),
         turned_(plan, kernel, tile_, arena_, cols_),
         spread_(plan, tile_, vertical_.rows(), arena_),
+        pixel_sums_(plan, tile_, vertical_.rows(), arena_, !fused_),
         output_(plan, kernel, tile_, arena_, lower(plan.tile_w, plan.axis[2].n_out) * elements_,
-                !fused_ && !fused_.loads() && !turned_ && !(spread_ && spread_.in_place())),
+                !fused_ && !fused_.loads() && !turned_ && !(spread_ && spread_.in_place()) &&
+                    !(pixel_sums_ && pixel_sums_.in_place())),
         planes_at_once_(fused_.planes_at_once()) {
     if (!fused_.loads() || !output_.across()) return;
     across_pitch_ = round_up(lower(p_.tile_w, p_.axis[2].n_out) * size_of(p_.acc) + 64, 64);
@@ -103,9 +106,9 @@ class Engine {
         fused_.run(buffers, output_.row(oh0), output_.row_step(), oh0, oh1, [&](i64 oh) { row(buffers, oh); });
         continue;
       }
-      if (spread_) {
+      if (spread_ || pixel_sums_) {
         place(buffers);
-        spread_rows(oh0, oh1);
+        spread_ ? spread_.run(output_, oh0, oh1) : pixel_sums_.run(output_, oh0, oh1);
         continue;
       }
       if (turned_) {
@@ -116,23 +119,25 @@ class Engine {
         }
         continue;
       }
-      for (i64 oh = oh0; oh < oh1; ++oh) {
-        if (oh > oh0 && repeats(oh))
-          output_.repeat(oh);
-        else
-          row(buffers, oh);
+      for (i64 oh = oh0, rows; oh < oh1; oh += rows) {
+        row(buffers, oh);
+        rows = lower(rows_alike(oh), oh1 - oh);
+        output_.repeat(oh, rows - 1);
       }
     }
     if (turned_.any()) turned_rows(buffers);
     output_.end();
+    fused_.finish();
   }
 
  private:
-  // In the adjoint of windows side by side, rows that the same outputs saw have the same gradient.
-  bool repeats(i64 oh) const {
-    if (p_.axis[1].kind != AxisKind::transposed || p_.finish != Finish::none || !output_.plain()) return false;
-    const Window a = window_of(p_.axis[1], oh - 1), b = window_of(p_.axis[1], oh);
-    return a.start == b.start && a.taps == b.taps;
+  // In the adjoint of windows side by side, rows that the same outputs saw have the same gradient: how many from oh on.
+  i64 rows_alike(i64 oh) const {
+    const Axis& h = p_.axis[1];
+    if (h.kind != AxisKind::transposed || h.dilation != 1 || p_.finish != Finish::none || !output_.plain()) return 1;
+    const i64 next_enters = h.stride - floor_mod(oh + h.pad, h.stride),
+              first_leaves = floor_mod(h.kernel - 1 - oh - h.pad, h.stride) + 1;
+    return lower(next_enters, first_leaves);
   }
   void place(const Buffers& buffers) {
     if (placed_) return;
@@ -150,11 +155,6 @@ class Engine {
     place(buffers);
     merge(buffers, oh);
     output_.finish(oh);
-  }
-  void spread_rows(i64 oh0, i64 oh1) {
-    if (spread_.in_place()) return spread_.run(oh0, oh1, output_.row(oh0), output_.row_step(), [](i64) {});
-    i64 pitch;
-    spread_.run(oh0, oh1, output_.target(oh0, pitch).a, 0, [&](i64 oh) { output_.finish(oh); });
   }
   // Rows of several planes, of which the tile is at the last one, before and after.
   void turned_rows(const Buffers& buffers) {

@@ -178,8 +178,7 @@ class AllFlatPlanes {
         dense_(n_ <= kTiny && p.n_outer == 1 && p.x_outer[0] == n_ && p.y_outer[0] == n_),
         one_(p, arena),
         many_(p, arena, dense_),
-        around_(p.lift != Lift::none && AroundCaches::gain(p, &Axis::n_out), (dense_ ? kMany : 1) * n_ * i64(sizeof(T)),
-                arena) {}
+        around_(AroundCaches::gain(p, &Axis::n_out), (dense_ ? kMany : 1) * n_ * i64(sizeof(T)), arena) {}
   void run(const Buffers& b, i64 begin, i64 end) {
     for (i64 plane = begin; plane < end;) {
       const T* x = static_cast<const T*>(b.x) + outer_offset(p_, p_.x_outer, plane);

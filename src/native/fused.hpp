@@ -238,13 +238,15 @@ class Fused {
                            job.x_plane >= i64(2 * S * L * sizeof(T));
       if (job.planes > 1) f.see_first(between);
       char* y = job.y + plane * job.y_plane;
-      if (kShortRows && between && job.n <= L) {
+      if (kShortRows && between && job.n <= L && !job.around) {
         f.tail_[0][0].empty() ? f.template short_rows<false>(y) : f.template short_rows<true>(y);
         continue;
       }
       for (i64 r = 0; r < job.count; ++r, y += job.y_step) {
         if (S > 1 && job.in_order) read_new_rows<T, KD, KH, S>(f.rows_, job.cols, job.ahead);
-        f.row(reinterpret_cast<T*>(y), counted, reinterpret_cast<const A*>(padding));
+        char* const to = job.around ? job.around->room(y) : y;
+        f.row(reinterpret_cast<T*>(to), counted, reinterpret_cast<const A*>(padding));
+        if (job.around) job.around->wrote(job.n * i64(sizeof(T)));
         if (padding) padding += job.padding_step;
         for (int i = 0; i < KD * KH; ++i)
           f.rows_[i] = reinterpret_cast<const T*>(reinterpret_cast<const char*>(f.rows_[i]) + job.step[i]);
@@ -322,6 +324,68 @@ class BytePairs {
       __builtin_memcpy(b, below + 2 * whole, size_t(2 * rest));
       Memory::store(sums, finished<L>(pairs(a) + pairs(b), job.by, whole));
       __builtin_memcpy(y + whole, sums, size_t(rest));
+    }
+    return false;
+  }
+};
+
+// Sums of three by three bytes, one apart. Columns are the two halves of shorts: no byte has to move to become one.
+class ByteTriples {
+  static constexpr int L = kLanes<uint16_t>, kColumns = 2 * L;
+  static constexpr bool kLittle = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+  using V = Vec<uint16_t, L>;
+  using Bytes = Vec<uint8_t, kColumns>;
+  struct Sums {  // over three rows, of columns c, c + 2 ... and c + 1, c + 3 ...
+    V even, odd;
+  };
+
+  static ANYPOOL_INLINE Sums columns(const uint8_t* const* rows, i64 c, i64 n) {
+    V row[3];
+    const bool whole = c >= 0 && c + kColumns <= n;
+    for (int i = 0; i < 3; ++i) {
+      if (whole)
+        row[i] = load<V>(rows[i] + c);
+      else
+        row[i] = (V)load_bits<uint8_t, kColumns>(rows[i] + c, Part(inside<kColumns>(c, n)));
+    }
+    const V low = splat<V>(uint16_t(0xff)), byte = splat<V>(uint16_t(8));
+    const V halves[2] = {(row[0] & low) + (row[1] & low) + (row[2] & low),
+                         (row[0] >> byte) + (row[1] >> byte) + (row[2] >> byte)};
+    return {halves[!kLittle], halves[kLittle]};
+  }
+  // `ahead`: where the next row of outputs sees a new row, which may not exist.
+  static ANYPOOL_INLINE void row(const FusedJob& job, const uint8_t* const* rows, const uint8_t* ahead, uint8_t* y) {
+    const FusedDivisor by = job.by;
+    const i64 n = job.n, cols = job.cols;
+    Sums here = columns(rows, job.start, cols);
+    for (i64 o = 0, c = job.start + kColumns; o < n; o += kColumns, c += kColumns) {
+      __builtin_prefetch(ahead + c);
+      const Sums next = columns(rows, c, cols);
+      const V inner = here.odd + Slide<V, 1, L>::run(here.even, next.even);
+      const V even = finished<L>(here.even + inner, by, 0),
+              odd = finished<L>(inner + Slide<V, 1, L>::run(here.odd, next.odd), by, 0);
+      const V byte = splat<V>(uint16_t(8)), low = splat<V>(uint16_t(0xff));  // quotients may be more, which wrap
+      const V both = ((kLittle ? even : odd) & low) | (kLittle ? odd : even) << byte;
+      if (o + kColumns <= n)
+        store(y + o, both);
+      else
+        store_bits<uint8_t, kColumns>(y + o, (Bytes)both, Part({0, n - o}));
+      here = next;
+    }
+  }
+
+ public:
+  static bool run(const FusedJob& job) {
+    if (!job.by.bytes.known) return Fused<uint8_t, Sum<uint16_t>, 1, 3, 3, 1>::run(job);
+    for (i64 plane = 0; plane < job.planes; ++plane) {
+      const uint8_t* rows[3];
+      for (int i = 0; i < 3; ++i)
+        rows[i] = reinterpret_cast<const uint8_t*>(job.rows[i]) + (job.rows[i] == job.none ? 0 : plane * job.x_plane);
+      uint8_t* y = reinterpret_cast<uint8_t*>(job.y) + plane * job.y_plane;
+      for (i64 r = 0; r < job.count; ++r, y += job.y_step) {
+        row(job, rows, rows[2] + job.step[2], y);
+        for (int i = 0; i < 3; ++i) rows[i] += job.step[i];
+      }
     }
     return false;
   }

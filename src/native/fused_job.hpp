@@ -1,5 +1,6 @@
 // Many rows of outputs at once: what the kernels for small windows are given.
 #pragma once
+#include "around.hpp"
 #include "lanes.hpp"
 #include "new_rows.hpp"
 
@@ -73,8 +74,9 @@ struct FusedJob {
   i64 planes = 1, x_plane = 0, y_plane = 0;  // the same rows of so many that lie without gaps, so many bytes apart
   bool before = false, behind = false;       // whether there is another one before the first, and behind the last
   FusedDivisor by;
-  bool in_order;  // whether to read the new rows of a window one after the other first
-  Ahead ahead;    // and where what is wanted a page later lies
+  AroundCaches* around = nullptr;  // of two rows of outputs at once, if results go around the caches
+  bool in_order;                   // whether to read the new rows of a window one after the other first
+  Ahead ahead;                     // and where what is wanted a page later lies
   // Channels innermost: `inner` of them in each column, columns `pitch` elements apart, and the windows' numbers on w.
   i64 inner, pitch, y_pitch, stride, dilation;
   bool far;              // whether no cache holds the input

@@ -168,6 +168,11 @@ inline bool pairs_of_bytes(const Plan& p) {
   return p.inner == 1 && d.kernel == 1 && h.kernel == 2 && w.kernel == 2 && w.stride == 2 && w.dilation == 1 &&
          w.pad == 0 && w.n_out * 2 <= w.n_in && p.finish == Finish::divide;
 }
+// Sums of 3x3 bytes by way of shorts, where the same could be done with bytes.
+inline FusedChoice triples_of_bytes(FusedChoice choice) {
+  if (choice.run == &Fused<uint8_t, Sum<uint16_t>, 1, 3, 3, 1>::run) choice.run = ByteTriples::run;
+  return choice;
+}
 
 // The fused kernel for a plan, or none: the engine then takes its general way.
 inline FusedChoice fused_choice_of(const Plan& p) {
@@ -183,8 +188,8 @@ inline FusedChoice fused_choice_of(const Plan& p) {
     case DType::u8:
       if (p.merge != Merge::sum) return fused_choice_of<uint8_t, uint8_t>(p);
       if (pairs_of_bytes(p)) return {BytePairs::run, false, false};
-      return p.finish == Finish::divide ? fused_choice<uint8_t, Sum<uint16_t>, Sum<uint16_t>, Sum<uint16_t>>(p)
-                                        : FusedChoice{};
+      if (p.finish != Finish::divide) return {};
+      return triples_of_bytes(fused_choice<uint8_t, Sum<uint16_t>, Sum<uint16_t>, Sum<uint16_t>>(p));
     case DType::i32:  // sums of so few of them are whole numbers of a double
       if (p.merge != Merge::sum) return fused_choice_of<int32_t, int32_t>(p);
       return p.finish == Finish::divide ? fused_choice<int32_t, Sum<double>, Sum<double>, Sum<double>>(p)
@@ -217,6 +222,7 @@ class FusedRows {
   const HasNaN has_nan_;
   const i64 unit_;  // elements of a column, where the kernel sees single ones
   const bool far_;
+  AroundCaches around_[2];                     // pixels are made in two rows at once
   char *none_ = nullptr, *divisor_ = nullptr;  // a row that is absent; what each column divides by
   char* kept_ = nullptr;                       // columns of channels that the next window sees, too
   double rows_ = 0;                            // the divisor's other factor, for which divisor_ holds
@@ -240,7 +246,8 @@ class FusedRows {
         bytes_(size_of(type_)),
         has_nan_(choice_.numbers ? has_nan_of(type_) : nullptr),
         unit_(choice_.pixels ? 1 : plan.inner),
-        far_(beyond_caches(plan)) {
+        far_(beyond_caches(plan)),
+        around_{{goes_around(), unit_bytes(), arena}, {goes_around() && choice_.pixels, unit_bytes(), arena}} {
     if (!choice_.run) return;
     const i64 row = choice_.pixels ? p_.inner : p_.axis[2].n_in * unit_;
     if (choice_.pixels || may_miss(p_.axis[0]) || may_miss(p_.axis[1]))  // short rows are read with what is beside them
@@ -323,6 +330,7 @@ class FusedRows {
       job.y = y + (oh - oh0) * job.y_step;
       looked = higher(looked, end + (job.count - 1) * h.stride);
       if (!choice_.run(job)) continue;
+      finish();  // before those rows are written again
       for (i64 r = 0; r < job.count; ++r) other(oh + r);
       clean_from = looked;
     }
@@ -356,12 +364,24 @@ class FusedRows {
       job.count = alike(oh, h.n_out, wh);
       place_rows(oh, wd, wh, job);
       job.y = y + oh * job.y_step;
-      if (choice_.run(job)) return false;
+      if (!choice_.run(job)) continue;
+      finish();
+      return false;
     }
     return true;
   }
+  // Nothing follows, or somebody writes the same rows again.
+  void finish() {
+    for (AroundCaches& rows : around_) rows.finish();
+  }
 
  private:
+  // Results as large as these inputs, and larger than the caches.
+  bool goes_around() const {
+    return choice_.run && !choice_.loaded && p_.code == Code::none && p_.tile_w >= p_.axis[2].n_out &&
+           in_one_piece(p_, p_.y_stride) && AroundCaches::gain(p_, &Axis::n_out);
+  }
+  i64 unit_bytes() const { return (choice_.pixels ? 1 : p_.axis[2].n_out) * p_.inner * bytes_; }  // written at once
   // What all jobs of a tile have in common.
   void begin(const Buffers& buffers, const Window& wd, i64 y_step, FusedJob& job) {
     const Axis& w = p_.axis[2];
@@ -377,6 +397,7 @@ class FusedRows {
     if (job.in_order && p_.axis[0].n_in == 1) job.ahead = ahead();
     job.inner = p_.inner, job.pitch = p_.x_stride[2], job.y_pitch = p_.y_stride[2], job.stride = w.stride;
     job.far = far_;
+    job.around = around_[0] ? around_ : nullptr;
     job.dilation = w.dilation, job.none = none_, job.kept = kept_;
     if (first_column_) place_codes(buffers, job);
   }

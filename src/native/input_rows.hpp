@@ -33,8 +33,8 @@ inline bool in_one_piece(const Plan& p, const i64* stride) {
 // Row (d, h) from column w on of an array that lies beside the input or output, as doubles.
 inline const double* neighbour_row(const Plan& p, const Tile& t, const void* base, DType type, const i64* outer,
                                    const i64* stride, i64 d, i64 h, i64 w, i64 cols, double* into) {
-  const i64 at = outer_offset(p, outer, t.outer) + d * stride[0] + h * stride[1] + w * stride[2] + t.c0 * stride[3];
-  char* from = const_cast<char*>(static_cast<const char*>(base)) + at * size_of(type);
+  char* from =
+      const_cast<char*>(static_cast<const char*>(base)) + tile_offset(p, t, outer, stride, d, h, w) * size_of(type);
   copy_columns(converter(type, DType::f64), {reinterpret_cast<char*>(into), 8, t.cb, 1},
                {from, size_of(type), stride[2], stride[3]}, cols, t.cb, p.inner > 1);
   return into;
@@ -71,7 +71,7 @@ class InputRows {
                 (plan.inner == 1 ? plan.x_stride[2] == 1 || plan.axis[2].n_in == 1 : plan.x_stride[3] == 1)),
         lifts_at_once_(
             ((plan.lift >= Lift::absolute && plan.lift <= Lift::signed_power) || plan.lift == Lift::over_divisor) &&
-            plan.in == plan.acc && plan.acc >= DType::f32 && plan.inner == 1 && plan.x_stride[2] == 1),
+            plan.in == plan.acc && plan.acc >= DType::f32 && in_one_piece(plan, plan.x_stride)),
         powers_at_once_(plan.lift == Lift::over_power && !kernel.b_bytes && plan.in == plan.aux &&
                         has_doubles(plan.in) && in_one_piece(plan, plan.x_stride) &&
                         in_one_piece(plan, plan.aux_stride)),
@@ -86,8 +86,7 @@ class InputRows {
   bool direct() const { return direct_; }
   void place(const Buffers& buffers) {
     buffers_ = &buffers;
-    x_ = static_cast<const char*>(buffers.x) +
-         (outer_offset(p_, p_.x_outer, t_.outer) + t_.c0 * p_.x_stride[3]) * bytes_;
+    x_ = static_cast<const char*>(buffers.x) + tile_offset(p_, t_, p_.x_outer, p_.x_stride, 0, 0, 0) * bytes_;
     shape_ = shape_of_tile();
     if (!divisor_w_ || (t_.w_lo == divisor_from_ && t_.w_hi == divisor_to_)) return;
     divisor_from_ = t_.w_lo, divisor_to_ = t_.w_hi;
@@ -110,7 +109,7 @@ class InputRows {
     if (lifts_at_once_) {
       const auto on = [&](auto zero) {
         using T = decltype(zero);
-        lifted(reinterpret_cast<T*>(to.a), reinterpret_cast<const T*>(from), d, h, t_.columns());
+        lifted(reinterpret_cast<T*>(to.a), reinterpret_cast<const T*>(from), d, h, t_.columns() * t_.cb);
       };
       p_.acc == DType::f32 ? on(float{}) : on(double{});
       return set(source, to.a, nullptr, add, t_.cb);
@@ -185,31 +184,29 @@ class InputRows {
     return neighbour_row(p_, t_, buffers_->aux, p_.aux, p_.aux_outer, p_.aux_stride, d, h, t_.w_lo, t_.columns(), aux_);
   }
   void over_power(double* g, i64 d, i64 h, i64 n) const {  // g / |y|^(p - 1), 0 where y is 0; p is 1, 2, 3 or 4
-    const double* y = results(d, h);
-    for (i64 i = 0; i < n; ++i) {
-      const bool zero = y[i] == 0;
-      g[i] = (zero ? 0 : g[i]) / (zero ? 1 : small_power(fabs(y[i]), int(p_.p) - 1));
-    }
+    using V = Vec<double, kLanes<double>>;
+    const double* const y = results(d, h);
+    with_small_power(int(p_.p) - 1, [&](auto power) {
+      each<kLanes<double>>(g, g, y, n, [](V a, V by) { return quotient<decltype(power)::value>(a, by); });
+    });
   }
 
   // The same from where gradients and results lie.
   void over_power(double* v, const char* g, i64 d, i64 h) const {
-    const i64 at = outer_offset(p_, p_.aux_outer, t_.outer) + d * p_.aux_stride[0] + h * p_.aux_stride[1] +
-                   t_.w_lo * p_.aux_stride[2] + t_.c0 * p_.aux_stride[3];
+    const i64 at = tile_offset(p_, t_, p_.aux_outer, p_.aux_stride, d, h, t_.w_lo);
     with_doubles(p_.in, [&](auto tag) {
       using T = typename decltype(tag)::type;
-      with_small_power(int(p_.p) - 1, [&](auto n) {
-        over_power<decltype(n)::value>(v, reinterpret_cast<const T*>(g), static_cast<const T*>(buffers_->aux) + at);
+      using V = typename AsDoubles<T>::V;
+      with_small_power(int(p_.p) - 1, [&](auto power) {
+        AsDoubles<T>::load(v, reinterpret_cast<const T*>(g), static_cast<const T*>(buffers_->aux) + at,
+                           t_.columns() * t_.cb, [](V a, V by) { return quotient<decltype(power)::value>(a, by); });
       });
     });
   }
-  template <int N, class T>
-  void over_power(double* v, const T* g, const T* y) const {
-    using V = typename AsDoubles<T>::V;
-    AsDoubles<T>::load(v, g, y, t_.columns() * t_.cb, [](V a, V by) {
-      const auto zero = by == 0;
-      return (zero ? V{} : a) / (zero ? splat<V>(1.0) : small_power<N>(by < 0 ? -by : by));
-    });
+  template <int N, class V>
+  static ANYPOOL_INLINE V quotient(V g, V y) {
+    const auto zero = y == 0;
+    return (zero ? V{} : g) / (zero ? splat<V>(1.0) : small_power<N>(y < 0 ? -y : y));
   }
 
   // n elements of row (d, h) at x, which may be v.

@@ -17,10 +17,12 @@ using BackwardF32 = SelectBackward<float>;
 using BackwardF64 = SelectBackward<double>;
 
 bool fused(const Plan& p) { return fused_choice_of(p).run != nullptr; }
+bool whole_rows(const Plan& p) { return fused(p) || PixelSums::applies(p); }
 const char* way(const Plan& p) {
   return p.planes                             ? kPlanes.way(p)
          : fused(p)                           ? "fused rows"
          : SpreadRows::applies(p)             ? "spread rows"
+         : PixelSums::applies(p)              ? "sums of pixels"
          : TurnedRows::gains(p, kernel_of(p)) ? "turned rows"
                                               : "rows";
 }
@@ -76,7 +78,7 @@ void select_backward(const Plan& p, const Buffers& b, i64 begin, i64 end, char* 
 
 extern const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL);
 const KernelTable ANYPOOL_NAME(kKernels_, ANYPOOL_LEVEL) = {
-    ANYPOOL_TEXT(ANYPOOL_LEVEL), fused, way, planes, scratch_bytes, forward, open, forward_opened, select_backward,
+    ANYPOOL_TEXT(ANYPOOL_LEVEL), whole_rows, way, planes, scratch_bytes, forward, open, forward_opened, select_backward,
 };
 
 }  // namespace anypool

@@ -43,7 +43,7 @@ class OutputRow {
                          (plan.inner == 1 ? plan.y_stride[2] == 1 || plan.axis[2].n_out == 1 : plan.y_stride[3] == 1)),
         powers_in_place_(!kernel.b_bytes && plan.finish >= Finish::times_power && has_doubles(plan.out) &&
                          in_one_piece(plan, plan.y_stride) && in_one_piece(plan, plan.post_stride)),
-        around_(alone && plan.adjoint && whole_rows() && AroundCaches::gain(plan, &Axis::n_out), n * bytes_, arena) {
+        around_(alone && whole_rows() && AroundCaches::gain(plan, &Axis::n_out), n * bytes_, arena) {
     row_ = take_row(arena, k_, n);
     wide_ = arena.take_array<double>(n);
     divisor_w_ = arena.take_array<double>(n);
@@ -51,14 +51,12 @@ class OutputRow {
     const bool table = p_.code == Code::index && taps <= kOffsetTable;
     offset_ = table ? arena.take_array<i64>(taps) : nullptr;
     for (i64 c = 0; table && arena.base && c < taps; ++c) offset_[c] = offset_of(c);
-    if (alone && p_.adjoint) last_ = arena.take(n * bytes_);
+    if (around_) last_ = arena.take(n * bytes_);
   }
 
   void place(const Buffers& buffers) {
     buffers_ = &buffers;
-    y_ = static_cast<char*>(buffers.y) + (outer_offset(p_, p_.y_outer, t_.outer) + t_.od * p_.y_stride[0] +
-                                          t_.ow0 * p_.y_stride[2] + t_.c0 * p_.y_stride[3]) *
-                                             bytes_;
+    y_ = static_cast<char*>(buffers.y) + tile_offset(p_, t_, p_.y_outer, p_.y_stride, t_.od, 0, t_.ow0) * bytes_;
   }
   void place_divisors() {
     if (p_.finish != Finish::divide || p_.divisor == Divisor::constant) return;
@@ -88,11 +86,11 @@ class OutputRow {
   // Output row oh, where it lies.
   char* row(i64 oh) const { return y_ + oh * p_.y_stride[1] * bytes_; }
 
-  // Whether rows are contiguous, and then: row oh is as the one before.
+  // Whether rows are contiguous, and then: the n rows behind row oh are like it.
   bool plain() const { return p_.inner == 1 && p_.y_stride[2] == 1; }
-  void repeat(i64 oh) {
-    if (around_) return pass_on(oh);
-    __builtin_memcpy(row(oh), row(oh - 1), size_t(t_.outputs() * bytes_));
+  void repeat(i64 oh, i64 n) {
+    for (i64 next = oh + 1; next <= oh + n; ++next)
+      around_ ? pass_on(next) : void(__builtin_memcpy(row(next), row(oh), size_t(t_.outputs() * bytes_)));
   }
   // Nothing follows.
   void end() { around_.finish(); }
@@ -207,38 +205,34 @@ class OutputRow {
                          wide_);
   }
   void times_power(double* v, i64 oh) const {  // v |x|^(p - 1), with the sign of x unless x^p had it; p is 1, 2, 3 or 4
-    const double* x = inputs(oh);
-    const int n = int(p_.p) - 1;
-    const bool sign = p_.finish == Finish::times_power;
-    for (i64 i = 0; i < t_.outputs() * t_.cb; ++i) {
-      double by = small_power(fabs(x[i]), n);
-      if (sign) by = x[i] > 0 ? by : x[i] < 0 ? -by : x[i];
-      v[i] = v[i] == 0 ? 0 : v[i] * by;
-    }
+    using V = Vec<double, kLanes<double>>;
+    const double* const x = inputs(oh);
+    with_product<V>([&](auto product) { each<kLanes<double>>(v, v, x, t_.outputs() * t_.cb, product); });
   }
 
   // The same from and to where inputs and gradients lie.
   void times_power(char* y, const double* v, i64 oh) const {
-    const i64 at = outer_offset(p_, p_.post_outer, t_.outer) + t_.od * p_.post_stride[0] + oh * p_.post_stride[1] +
-                   t_.ow0 * p_.post_stride[2] + t_.c0 * p_.post_stride[3];
+    const i64 at = tile_offset(p_, t_, p_.post_outer, p_.post_stride, t_.od, oh, t_.ow0);
     with_doubles(p_.out, [&](auto tag) {
       using T = typename decltype(tag)::type;
-      with_small_power(int(p_.p) - 1, [&](auto n) {
-        times_power<decltype(n)::value>(reinterpret_cast<T*>(y), v, static_cast<const T*>(buffers_->post) + at);
+      using V = typename AsDoubles<T>::V;
+      const V zero = splat<V>(p_.adjoint ? 0.0 : -0.0);
+      with_product<V>([&](auto product) {
+        AsDoubles<T>::put(reinterpret_cast<T*>(y), v, static_cast<const T*>(buffers_->post) + at, t_.outputs() * t_.cb,
+                          [&](V g, V x) { return product(g, x) + zero; });
       });
     });
   }
-  template <int N, class T>
-  void times_power(T* y, const double* v, const T* x) const {
-    using V = typename AsDoubles<T>::V;
-    const V zero = splat<V>(p_.adjoint ? 0.0 : -0.0);
-    const auto put = [&](auto&& power) {
-      AsDoubles<T>::put(y, v, x, t_.outputs() * t_.cb, [&](V g, V a) { return (g == 0 ? V{} : g * power(a)) + zero; });
-    };
-    if (p_.finish == Finish::times_power)
-      put([](V a) { return signed_power<N>(a); });
-    else
-      put([](V a) { return small_power<N>(a < 0 ? -a : a); });
+  // f(how to multiply a gradient by the power of an input).
+  template <class V, class F>
+  void with_product(F&& f) const {
+    with_small_power(int(p_.p) - 1, [&](auto power) {
+      constexpr int kPower = decltype(power)::value;
+      if (p_.finish == Finish::times_power)
+        f([](V g, V x) { return g == 0 ? V{} : g * signed_power<kPower>(x); });
+      else
+        f([](V g, V x) { return g == 0 ? V{} : g * small_power<kPower>(x < 0 ? -x : x); });
+    });
   }
 
   i64 offset_of(i64 code) const {  // from the window's first tap, in the pooled axes of the input
@@ -250,8 +244,7 @@ class OutputRow {
 
   void store_codes(i64 oh) {
     const i64 cols = t_.outputs();
-    const i64 at = outer_offset(p_, p_.code_outer, t_.outer) + t_.od * p_.code_stride[0] + oh * p_.code_stride[1] +
-                   t_.ow0 * p_.code_stride[2] + t_.c0 * p_.code_stride[3];
+    const i64 at = tile_offset(p_, t_, p_.code_outer, p_.code_stride, t_.od, oh, t_.ow0);
     const DType lane = k_.b_bytes == 4 ? DType::i32 : DType::i64, to = type_of(p_.code);
     char* out = static_cast<char*>(buffers_->code) + at * size_of(to);
     if (p_.code != Code::index)

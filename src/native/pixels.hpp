@@ -74,6 +74,7 @@ class Pixels {
     const FusedDivisor by = job.by;
     const bool far = job.far;
     const i64 groups = (job.inner + kAll - 1) / kAll, inner = job.inner, y_pitch = job.y_pitch;
+    AroundCaches* const around = job.around;
     T* out[R];
     for (int q = 0; q < R; ++q) out[q] = reinterpret_cast<T*>(job.y + (r + q * other) * job.y_step);
     A* kept[Kept + 1];
@@ -89,6 +90,11 @@ class Pixels {
       }
     }
     for (i64 o = 0; o < job.n; ++o) {
+      T* pixel[R];
+      for (int q = 0; q < R; ++q) {
+        pixel[q] = out[q] + o * y_pitch;
+        if (around) pixel[q] = reinterpret_cast<T*>(around[q].room(reinterpret_cast<char*>(pixel[q])));
+      }
       for (int w = 0; w < kNew; ++w)
         place<kRead>(job, rows, job.start + o * job.stride + (Kept + w) * job.dilation, taps + w * kRead);
       const auto channels = [&](i64 k, i64 at) {  // kAll from k on, the columns of which are kept at `at`
@@ -103,7 +109,7 @@ class Pixels {
             all[n] = merged_taps<Op, 0, KW>([&](auto w) { return c[decltype(w)::value][q][n]; });
             all[n] = finished<L, false>(all[n], by, o);
           }
-          Memory::store(out[q] + o * y_pitch + k, all);
+          Memory::store(pixel[q] + k, all);
           for (int w = 0; w < kNew && w < Kept; ++w)
             for (int n = 0; n < N; ++n)
               store(kept[w] + at * R + q * kAll + n * L, c[(Kept > kNew ? Kept : kNew) + w][q][n]);
@@ -112,6 +118,7 @@ class Pixels {
       i64 k = 0;
       for (; k + kAll <= inner; k += kAll) channels(k, k);
       if (k < inner) channels(inner - kAll, k);
+      for (int q = 0; around && q < R; ++q) around[q].wrote(inner * i64(sizeof(T)));
       for (int w = 0; w < kNew && kNew < Kept; ++w) {  // those kept longest have given way to the new ones
         A* const first = kept[0];
         for (int i = 0; i + 1 < Kept; ++i) kept[i] = kept[i + 1];

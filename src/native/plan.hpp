@@ -122,7 +122,7 @@ struct PlaneKernels {
 // What one instruction-set level exports. A task is one (outer, inner block, d, row block, column tile).
 struct KernelTable {
   const char* name;
-  bool (*fused)(const Plan&);                 // whether a kernel for just these windows exists, which needs no tiles
+  bool (*whole_rows)(const Plan&);            // whether a kernel for just these windows exists, which needs no lines
   const char* (*way)(const Plan&);            // how rows are merged; depends on the tiles
   i64 (*planes)(const Plan&, bool backward);  // what PlaneKernels::tasks says
   i64 (*scratch_bytes)(const Plan&, bool backward);

@@ -31,6 +31,10 @@ struct Tile {
   i64 columns() const { return w_hi - w_lo; }
   i64 outputs() const { return ow1 - ow0; }
 };
+// Where the elements of a tile begin in row (d, h) of an array with these strides, from column w on.
+inline i64 tile_offset(const Plan& p, const Tile& t, const i64* outer, const i64* stride, i64 d, i64 h, i64 w) {
+  return outer_offset(p, outer, t.outer) + d * stride[0] + h * stride[1] + w * stride[2] + t.c0 * stride[3];
+}
 
 }  // namespace
 }  // namespace anypool

@@ -116,10 +116,8 @@ class SelectBackward {
  private:
   // Maxima of rows, not of pixels, at stride 1 are slower than memory, whichever way they take to it.
   bool goes_around() const {
-    const bool whole = p_.inner == 1 ? p_.y_stride[2] == 1
-                                     : p_.y_stride[3] == 1 && p_.y_stride[2] == p_.inner && p_.tile_c >= p_.inner;
     const bool slow = narrow_.run && p_.inner == 1 && p_.axis[2].stride == 1;
-    return whole && !slow && AroundCaches::gain(p_, &Axis::n_in);
+    return in_one_piece(p_, p_.y_stride) && !slow && AroundCaches::gain(p_, &Axis::n_in);
   }
   // Whether no input is seen by two outputs.
   bool apart() const {

@@ -32,14 +32,6 @@ class SelectRows {
     return ceil_div(ceil_div(w.n_in + w.pad, S), L);
   }
 
-  static ANYPOOL_INLINE void add(V& sum, const T* grad, const uint8_t* code, uint8_t tap) {
-    sum = LaneMask<A, L>::where_equal(load<Vec<uint8_t, L>>(code), tap).add(sum, Memory::load(grad));
-  }
-  static ANYPOOL_INLINE void add(V& sum, const T* grad, const uint8_t* code, uint8_t tap, const Part& seen) {
-    sum = LaneMask<A, L>::where_equal(load_bits<uint8_t, L>(code, seen), tap)
-              .add(sum, Memory::load_part(grad, seen, V{}));
-  }
-
  public:
   static i64 scratch_bytes(const Plan& p) { return blocks_of(p) * i64(sizeof(Block)); }
   static void prepare(const Plan& p, char* scratch) {
@@ -69,10 +61,10 @@ class SelectRows {
         const uint8_t* code = rows[r].code + i;
         const int base = int(rows[r].base);
         if (block->whole)
-          for (int t = KW - 1; t >= 0; --t) add(sum[t % S], grad - t / S, code - t / S, uint8_t(base + t));
+          for (int t = KW - 1; t >= 0; --t) Won<T, A>::add(sum[t % S], grad - t / S, code - t / S, uint8_t(base + t));
         else
           for (int t = KW - 1; t >= 0; --t)
-            add(sum[t % S], grad - t / S, code - t / S, uint8_t(base + t), block->seen[t / S]);
+            Won<T, A>::add(sum[t % S], grad - t / S, code - t / S, uint8_t(base + t), block->seen[t / S]);
       }
       V columns[S] = {sum[0]};
       if constexpr (S == 2) columns[0] = Zip<A, L>::low(sum[0], sum[1]), columns[1] = Zip<A, L>::high(sum[0], sum[1]);
@@ -98,8 +90,8 @@ class SelectPixels {
   static void run(const Plan& p, const char*, const SeenRow* rows, int n, char* y, i64 channels) {
     const Axis& w = p.axis[2];
     const i64 reach = (w.kernel - 1) * w.dilation;
-    const T* const grad = static_cast<const T*>(rows[0].grad);  // of no row, nothing is read
-    const uint8_t* const code = rows[0].code;
+    const T* const grad = n ? static_cast<const T*>(rows[0].grad) : nullptr;
+    const uint8_t* const code = n ? rows[0].code : nullptr;
     T* to = reinterpret_cast<T*>(y);
     i64 first = 0, last = -1;
     for (i64 j = 0; j < w.n_in; ++j, to += p.y_stride[2]) {

@@ -2,7 +2,7 @@
 // the inputs that it saw. In registers, two columns at a time; each row of the outputs is loaded and divided once.
 #pragma once
 #include "around.hpp"
-#include "input_rows.hpp"
+#include "output_row.hpp"
 
 namespace anypool {
 namespace {
@@ -55,12 +55,10 @@ class SpreadRows {
     return row && p_.out == p_.acc && p_.finish == Finish::none;
   }
 
-  // Output rows [oh0, oh1) of the tile that has been placed: at y, y_step bytes apart; or, if done(oh) is to take each
-  // from there, in one place.
-  template <class F>
-  void run(i64 oh0, i64 oh1, char* y, i64 y_step, F&& done) {
+  // Output rows [oh0, oh1) of the tile that has been placed.
+  void run(OutputRow& output, i64 oh0, i64 oh1) {
     loaded_[0] = loaded_[1] = -1;
-    p_.acc == DType::f32 ? rows<float>(oh0, oh1, y, y_step, done) : rows<double>(oh0, oh1, y, y_step, done);
+    p_.acc == DType::f32 ? rows<float>(output, oh0, oh1) : rows<double>(output, oh0, oh1);
     around_.finish();
   }
 
@@ -69,14 +67,15 @@ class SpreadRows {
   static void clear(T* line, i64 n) {
     for (i64 i = 0; i < n; ++i) line[i] = T(-0.0);  // which changes no sum
   }
-  template <class T, class F>
-  void rows(i64 oh0, i64 oh1, char* y, i64 y_step, F&& done) {
-    for (i64 oh = oh0; oh < oh1; ++oh, y += y_step) {
+  template <class T>
+  void rows(OutputRow& output, i64 oh0, i64 oh1) {
+    i64 pitch;
+    for (i64 oh = oh0; oh < oh1; ++oh) {
       const Axis& h = p_.axis[1];
       const i64 at = (oh + h.pad) / 2;
       const T* a = line<T>(at);
       const T* b = h.kernel == 3 && (oh + h.pad) % 2 == 0 ? line<T>(at - 1) : nullptr;
-      T* to = reinterpret_cast<T*>(around_.room(y));
+      T* to = reinterpret_cast<T*>(around_.room(output.target(oh, pitch).a));
       if (!a && !b)
         __builtin_memset(to, 0, size_t(p_.axis[2].n_out) * sizeof(T));
       else if (a && b)
@@ -85,7 +84,7 @@ class SpreadRows {
         p_.axis[2].kernel == 3 ? spread<T, 3, false>(to, a ? a : b, nullptr)
                                : spread<T, 2, false>(to, a ? a : b, nullptr);
       around_.wrote(p_.axis[2].n_out * i64(sizeof(T)));
-      done(oh);
+      if (!in_place()) output.finish(oh);
     }
   }
   // Row `at` from the first pair's column on, or null if there is none.

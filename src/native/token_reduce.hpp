@@ -1,6 +1,7 @@
 // Reductions of tokens: several at once, in one read of the data.
 #pragma once
 #include "arithmetic.hpp"
+#include "doubles.hpp"
 #include "token_tree.hpp"
 
 namespace anypool {
@@ -64,19 +65,14 @@ inline i64 state_bytes_of(const TokenPlan& p, i64 n, i64 size) {
 
 // f(c, how many, v as doubles ...), half of the lanes at a time where a register holds no more doubles. GCC would put
 // vectors longer than that together in memory, where loads wait for both halves.
-template <int H, class A, int L, int... I>
-ANYPOOL_INLINE Vec<double, L / 2> half(Vec<A, L> v, Indices<I...>) {
-  const auto part = __builtin_shufflevector(v, v, (H * L / 2 + I)...);
-  return convert<Vec<double, L / 2>>(part);
-}
 template <class A, int L, class F, class... V>
 ANYPOOL_INLINE void in_doubles(F&& f, i64 c, V... v) {
   if constexpr (kSame<A, double> || L == 1) {
     f(c, Width<L>{}, Vec<double, L>(v)...);
   } else {
     constexpr typename MakeIndices<L / 2>::type lanes;
-    f(c, Width<L / 2>{}, half<0, A, L>(v, lanes)...);
-    f(c + L / 2, Width<L / 2>{}, half<1, A, L>(v, lanes)...);
+    f(c, Width<L / 2>{}, half_as_doubles<0, A, L>(v, lanes)...);
+    f(c + L / 2, Width<L / 2>{}, half_as_doubles<1, A, L>(v, lanes)...);
   }
 }
 

@@ -4,6 +4,7 @@
 // columns are merged with those 1, 2, 4 and 8 behind them while they are in registers, and the few pieces of that width that
 // a window has in a second pass. Merges may overlap, but never change sides: results are those of the engine to the bit.
 #pragma once
+#include "around.hpp"
 #include "new_rows.hpp"
 #include "planes_run.hpp"
 
@@ -62,6 +63,7 @@ class WideRows {
   const T* x_[WideCut::kMost];       // the planes that are taken at once, side by side
   T* y_[WideCut::kMost];
   i64 planes_ = 0;
+  AroundCaches around_[WideCut::kMost];  // of each of them
 
   // What a row of inputs is for: it only adds to its block; it completes a row of windows; windows are one row high.
   enum class Role { adds, completes, alone };
@@ -103,6 +105,8 @@ class WideRows {
         absent_(arena.take_array<T>(kh_ > 1 ? pitch_ : 0)),
         edges_(arena.take_array<T>(pitch_)),
         parts_(arena.take_array<Part>(vectors_)) {
+    const bool around = AroundCaches::gain(p, &Axis::n_out);
+    for (i64 i = 0; i < cut_.many; ++i) around_[i] = AroundCaches(around, cut_.tile * i64(sizeof(T)), arena);
     if (!arena.base || kh_ == 1) return;  // then no row is absent
     const V none = splat<V>(Fast::identity().a);
     for (i64 i = 0; i < pitch_; i += L) store(none_ + i, none), Lanes<T, A, L>::store(absent_ + i, none);
@@ -123,11 +127,18 @@ class WideRows {
           read_in_order(x_[i] + row * p_.x_stride[1], w.n_in * i64(sizeof(T)));
       }
       const i64 oh0 = block * cut_.rows, oh1 = lower(oh0 + n * cut_.rows, h.n_out);
-      if (pool<Fast>(oh0, oh1)) pool<Careful>(oh0, oh1);
+      if (pool<Fast>(oh0, oh1)) {
+        finish();  // before they are written again
+        pool<Careful>(oh0, oh1);
+      }
     }
+    finish();
   }
 
  private:
+  void finish() {
+    for (AroundCaches& plane : around_) plane.finish();
+  }
   // Rows a multiple of 1 KB apart would share few sets of the cache.
   static i64 pitch_of(i64 vectors) { return (vectors + (vectors * L * i64(sizeof(A)) % 1024 == 0 ? 1 : 0)) * L; }
   static int levels_of(i64 kw) { return kw < 4 ? 0 : int(lower(kw < 8 ? 2 : kw < 16 ? 3 : 4, kMostLevels)); }
@@ -269,16 +280,18 @@ class WideRows {
     }
   }
   template <class Op, int N>
-  void output_rows(i64 n, i64 oh, i64 width) const {
+  void output_rows(i64 n, i64 oh, i64 width) {
     using Memory = Lanes<T, A, L, Op::kNumbersOnly>;
     const i64 whole = outputs_ / L * L, last = kw_ - width;
     const Part rest({0, outputs_ - whole});
     for (i64 plane = 0; plane < planes_; ++plane) {
-      T* y = y_[plane] + oh * p_.y_stride[1];
+      char* y = reinterpret_cast<char*>(y_[plane] + oh * p_.y_stride[1]);
       const A* line = lines_ + (levels_ + plane * vectors_) * L;
-      for (i64 i = 0; i < n; ++i, y += p_.y_stride[1], line += line_) {
-        for (i64 o = 0; o < whole; o += L) Memory::store(y + o, pieces<Op, N>(line + o, width, last));
-        if (whole < outputs_) Memory::store_part(y + whole, pieces<Op, N>(line + whole, width, last), rest);
+      for (i64 i = 0; i < n; ++i, y += p_.y_stride[1] * i64(sizeof(T)), line += line_) {
+        T* const to = reinterpret_cast<T*>(around_[plane].room(y));
+        for (i64 o = 0; o < whole; o += L) Memory::store(to + o, pieces<Op, N>(line + o, width, last));
+        if (whole < outputs_) Memory::store_part(to + whole, pieces<Op, N>(line + whole, width, last), rest);
+        around_[plane].wrote(outputs_ * i64(sizeof(T)));
       }
     }
   }

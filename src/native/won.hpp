@@ -21,15 +21,21 @@ class Won {
  public:
   static constexpr int L = kLanes<A>;
 
+  // What an output gave that saw the inputs by this tap: to all of them, or to those whose output exists.
+  static ANYPOOL_INLINE void add(V& sum, const T* grad, const uint8_t* code, uint8_t tap) {
+    sum = Mask::where_equal(load<Codes>(code), tap).add(sum, Memory::load(grad));
+  }
+  static ANYPOOL_INLINE void add(V& sum, const T* grad, const uint8_t* code, uint8_t tap, const Part& exist) {
+    sum = Mask::where_equal(load_bits<uint8_t, L>(code, exist), tap).add(sum, Memory::load_part(grad, exist, V{}));
+  }
+
   // Of Many vectors of inputs, which `seen` outputs saw from where `grad` and `code` point to on; sums begin with 0.0.
   template <int Many>
   static ANYPOOL_INLINE void vectors(const T* grad, const uint8_t* code, const SeenAt* seen, int n, T* to) {
     V sum[Many] = {};
     for (int s = 0; s < n; ++s) {
       const SeenAt one = seen[s];
-      for (int m = 0; m < Many; ++m)
-        sum[m] = Mask::where_equal(load<Codes>(code + m * L + one.at), one.code)
-                     .add(sum[m], Memory::load(grad + m * L + one.at));
+      for (int m = 0; m < Many; ++m) add(sum[m], grad + m * L + one.at, code + m * L + one.at, one.code);
     }
     for (int m = 0; m < Many; ++m) Memory::store(to + m * L, sum[m]);
   }
@@ -41,9 +47,7 @@ class Won {
     for (int s = 0; s < n; ++s) {
       const SeenAt one = seen[s];
       const Part exist(inside(one.at));
-      if (exist.empty()) continue;
-      sum = Mask::where_equal(load_bits<uint8_t, L>(code + one.at, exist), one.code)
-                .add(sum, Memory::load_part(grad + one.at, exist, V{}));
+      if (!exist.empty()) add(sum, grad + one.at, code + one.at, one.code, exist);
     }
     Memory::store_part(to, sum, Part(Inside{0, inputs}));
   }

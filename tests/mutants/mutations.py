@@ -61,6 +61,7 @@ KNOWN = ("tests/test_known_calls.py",)
 KERNELS = ("tests/test_kernels.py",)
 KEPT = ("tests/test_gradient_kernels.py::test_gradients_of_windows_that_keep_sizes",)
 PUT = ("tests/test_gradient_kernels.py::test_gradients_put_where_the_winners_are",)
+RESULTS_AROUND = ("tests/test_kernels.py::test_results_written_around_the_caches",)
 AROUND = ("tests/test_gradient_kernels.py::test_gradients_written_around_the_caches",)
 COMPILED = ("tests/test_torch_counted.py",)
 MODES = ("tests/test_window_reductions.py::test_like_numpy",)
@@ -164,7 +165,17 @@ MUTATIONS = (
     Mutation("native: the last of a large gradient is lost", "native/around.hpp",
              "__builtin_memcpy(to_, buffer_, size_t(held_));", "", AROUND),
     Mutation("native: a repeated gradient row lies where the one before does", "native/output_row.hpp",
-             "if (around_) return pass_on(oh);", "if (around_) return pass_on(oh - 1);", AROUND),
+             "around_ ? pass_on(next)", "around_ ? pass_on(oh)", AROUND),
+    Mutation("native: rows with a NaN are written first, what was held after them", "native/fused_rows.hpp",
+             "finish();  // before", ";  // before", RESULTS_AROUND),
+    Mutation("native: planes with a NaN are written first, what was held after them", "native/wide_rows.hpp",
+             "finish();  // before", ";  // before", RESULTS_AROUND),
+    Mutation("native: pixels take the first column alone", "native/pixel_sums.hpp",
+             "for (i64 i = 1; i < n; ++i)", "for (i64 i = n; i < n; ++i)",
+             ("tests/test_gradient_kernels.py::test_gradients_of_sums_over_pixels",)),
+    Mutation("native: large quotients of bytes reach their neighbours", "native/fused.hpp",
+             "((kLittle ? even : odd) & low)", "(kLittle ? even : odd)",
+             ("tests/test_kernels.py::test_bytes_are_divided_exactly",)),
     Mutation("native: the gradient of a plane forgets its divisor", "native/filled_planes.hpp",
              "by *= double(divisor_of(a, 0, p.divisor));", "by = double(divisor_of(a, 0, p.divisor));",
              ("tests/test_gradient_kernels.py::test_gradients_of_whole_planes",)),
