@@ -47,7 +47,7 @@ class Engine {
         fused_(plan, tile_, vertical_.rows(), arena_),
         turned_(plan, kernel, tile_, arena_, cols_),
         spread_(plan, tile_, vertical_.rows(), arena_),
-        pixel_sums_(plan, tile_, vertical_.rows(), arena_, !fused_),
+        pixel_sums_(plan, tile_, vertical_.rows(), arena_, cols_ * elements_, !fused_),
         output_(plan, kernel, tile_, arena_, lower(plan.tile_w, plan.axis[2].n_out) * elements_,
                 !fused_ && !fused_.loads() && !turned_ && !(spread_ && spread_.in_place()) &&
                     !(pixel_sums_ && pixel_sums_.in_place())),

@@ -19,11 +19,13 @@ class PixelSums {
   const bool used_;
   char* line_[kMost];  // loaded rows, by their number
   i64 loaded_[kMost];
-  Columns* columns_ = nullptr;
+  Columns* columns_ = nullptr;  // of the tile that begins here
+  i64 columns_from_ = -1;
   AroundCaches around_;
 
  public:
-  PixelSums(const Plan& plan, const Tile& tile, InputRows& rows, Arena& arena, bool wanted)
+  // n: elements of what a tile sees of a row.
+  PixelSums(const Plan& plan, const Tile& tile, InputRows& rows, Arena& arena, i64 n, bool wanted)
       : p_(plan),
         t_(tile),
         rows_(rows),
@@ -32,14 +34,8 @@ class PixelSums {
                     AroundCaches::gain(plan, &Axis::n_out),
                 plan.axis[2].n_out * plan.inner * size_of(plan.out), arena) {
     if (!used_) return;
-    const Axis& w = p_.axis[2];
-    for (char*& line : line_) line = arena.take(w.n_in * lower(p_.tile_c, p_.inner) * size_of(p_.acc));
-    columns_ = arena.take_array<Columns>(w.n_out);
-    if (!arena.base) return;
-    for (i64 o = 0; o < w.n_out; ++o) {
-      const Window window = window_of(w, o);
-      columns_[o] = {window.at(window.lo), window.hi - window.lo};
-    }
+    for (char*& line : line_) line = arena.take(n * size_of(p_.acc));
+    columns_ = arena.take_array<Columns>(lower(p_.tile_w, p_.axis[2].n_out));
   }
   static bool applies(const Plan& p) {
     const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
@@ -54,11 +50,20 @@ class PixelSums {
   // Output rows [oh0, oh1) of the tile that has been placed.
   void run(OutputRow& output, i64 oh0, i64 oh1) {
     for (i64& row : loaded_) row = -1;
+    place_columns();
     p_.acc == DType::f32 ? rows<float>(output, oh0, oh1) : rows<double>(output, oh0, oh1);
     around_.finish();
   }
 
  private:
+  void place_columns() {
+    if (t_.ow0 == columns_from_) return;
+    columns_from_ = t_.ow0;
+    for (i64 o = t_.ow0; o < t_.ow1; ++o) {
+      const Window window = window_of(p_.axis[2], o);
+      columns_[o - t_.ow0] = {window.at(window.lo), window.hi - window.lo};
+    }
+  }
   static i64 most_taps(const Axis& a) {
     return a.kind == AxisKind::transposed ? ceil_div(a.kernel, a.stride) : a.kernel;
   }
@@ -95,7 +100,7 @@ class PixelSums {
   template <class T, int R>
   void pixels(T* y, i64 pitch, const T* const* rows, i64 step) const {
     for (i64 o = t_.ow0; o < t_.ow1; ++o, y += pitch) {
-      const Columns c = columns_[o];
+      const Columns c = columns_[o - t_.ow0];
       const T* from[R + 1];
       for (int r = 0; r < R; ++r) from[r] = rows[r] + c.first * step;
       channels<T, R, kLanes<T>>(y, from, R ? c.n : 0, step);
