@@ -53,7 +53,7 @@ class AroundCaches {
   AroundCaches(bool wanted, i64 row, Arena& arena) : wanted_(wanted) {
     if (wanted) buffer_ = arena.take(row + kTogether + kLine);
   }
-  // Whether a gradient is so large, whose sizes are those of the axes that belong to y.
+  // Whether a result is so large, whose sizes are those of the axes that belong to y.
   static bool gain(const Plan& p, i64 Axis::* size) { return elements_of(p, size) * size_of(p.out) > (i64(32) << 20); }
   explicit operator bool() const { return wanted_; }
   // Where to write a row that belongs at `to`.

@@ -238,7 +238,7 @@ class Fused {
                            job.x_plane >= i64(2 * S * L * sizeof(T));
       if (job.planes > 1) f.see_first(between);
       char* y = job.y + plane * job.y_plane;
-      if (kShortRows && between && job.n <= L && !job.around) {
+      if (kShortRows && between && job.n <= L) {
         f.tail_[0][0].empty() ? f.template short_rows<false>(y) : f.template short_rows<true>(y);
         continue;
       }

@@ -376,10 +376,10 @@ class FusedRows {
   }
 
  private:
-  // Results as large as these inputs, and larger than the caches.
+  // Rows of stride 2 are few beside their inputs: collecting them costs what it spares.
   bool goes_around() const {
-    return choice_.run && !choice_.loaded && p_.code == Code::none && p_.tile_w >= p_.axis[2].n_out &&
-           in_one_piece(p_, p_.y_stride) && AroundCaches::gain(p_, &Axis::n_out);
+    return choice_.run && !choice_.loaded && (choice_.pixels || p_.axis[2].stride == 1) && p_.code == Code::none &&
+           p_.tile_w >= p_.axis[2].n_out && in_one_piece(p_, p_.y_stride) && AroundCaches::gain(p_, &Axis::n_out);
   }
   i64 unit_bytes() const { return (choice_.pixels ? 1 : p_.axis[2].n_out) * p_.inner * bytes_; }  // written at once
   // What all jobs of a tile have in common.
