@@ -24,7 +24,7 @@ PLANTED = {
     "thread": {"race": "data race"},
 }
 # Kernels of every level; then, at the best one, everything else that ends in native code.
-KERNELS = ("tests/test_kernels.py", "tests/test_gradient_kernels.py")
+KERNELS = ("tests/test_kernels.py", "tests/test_gradient_kernels.py", "tests/test_around_caches.py")
 REST = (
     "tests/test_masked_kernels.py",
     "tests/test_bounds.py",
