@@ -24,6 +24,7 @@ def system(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(limits, "_CGROUP", tmp_path / "self")
     monkeypatch.setattr(limits, "_MOUNT", mount)
+    monkeypatch.setattr(limits, "kept", int)  # what earlier tests of this process left is not this system's
 
     def says(available: int, swap: int = 0, line: str = "", **groups: dict[str, object]) -> Path:
         (tmp_path / "meminfo").write_text(MEMINFO.format(available // 1024, swap // 1024))
@@ -85,6 +86,16 @@ def test_a_limit_of_addresses(system, tmp_path, monkeypatch):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, resource.RLIM_INFINITY))
         system(4 * GIB)
         assert limits.available() == left
+
+
+def test_addresses_that_are_kept_for_the_next_result_are_free(system, tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    (tmp_path / "statm").write_text(f"{GIB // resource.getpagesize()} 7 7 7 0 7 0\n")
+    monkeypatch.setattr(limits, "_STATM", tmp_path / "statm")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2 * GIB, resource.RLIM_INFINITY))
+    monkeypatch.setattr(limits, "kept", lambda: GIB // 4)
+    system(4 * GIB)
+    assert limits.available() == GIB + GIB // 4
 
 
 def test_where_the_system_does_not_tell_nothing_is_refused(tmp_path, monkeypatch):
