@@ -31,6 +31,7 @@ SAME = {"kernel_size": 3, "stride": 1, "padding": 1}
         ("max", "float32", (305, 5, 81, 71), {"kernel_size": 13, "stride": 1, "padding": 6}, "wide rows"),
         ("min", "float32", (9, 1100, 1001), {"kernel_size": 31, "stride": 1, "padding": 15}, "wide rows"),
         ("max", "float32", (65, 160_001), {"axes": (1,), "kernel_size": 64, "stride": 1}, "wide rows"),
+        ("max", "float32", (43_011, 14, 14), {"kernel_size": 7, "stride": 1, "padding": 3}, "planes in lanes"),
         ("lp", "float32", (23, 150, 90, 33), {"axes": (1, 2), **SAME}, "sums of pixels"),
         ("sum", "float32", (45, 401, 501), {"kernel_size": (3, 7), "stride": 1, "dilation": 2}, "rows"),
     ],

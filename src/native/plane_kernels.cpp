@@ -1,6 +1,7 @@
 // Compiled once per instruction-set level, as kernels.cpp is: what takes whole planes.
 #include "filled_planes.hpp"
 #include "flat_planes.hpp"
+#include "lane_planes.hpp"
 #include "level.hpp"
 #include "narrow_planes.hpp"
 #include "whole_planes.hpp"
@@ -14,6 +15,7 @@ PlanesRun planes_run_of(const Plan& p) {
   if (const PlanesRun run = filled_run_of(p); run.run) return run;
   if (const PlanesRun run = flat_run_of(p); run.run) return run;
   if (const PlanesRun run = narrow_run_of(p); run.run) return run;
+  if (const PlanesRun run = lane_run_of(p); run.run) return run;
   return wide_run_of(p);
 }
 

@@ -137,6 +137,8 @@ MUTATIONS = (
              "turn(rows_, outputs_, results_, kRows, outputs_, n_ - 1);", KERNELS),
     Mutation("native: NaNs in the first rows of planes are lost", "native/fused.hpp",
              "if (job.planes > 1) f.see_first(between);", "", KERNELS),
+    Mutation("native: windows over planes in lanes lose the end of the block before", "native/lane_planes.hpp",
+             "if (s == b || b == 0)", "if (s != first)", KERNELS),
     Mutation("native: wide windows forget where they began", "native/wide_rows.hpp",
              "at == kh_ - 1 ? none_ : slot + pitch_", "none_", KERNELS),
     Mutation("native: a part of a job begins too late", "native/threads.cpp",
