@@ -154,26 +154,47 @@ class Fused {
     nan_.add(at_ends);
   }
 
-  // A row of no more than L outputs, between others: what lies beside it is read, and left out when it has been merged.
+  // Rows of few outputs, between others: what lies beside them is read, and left out when it has been merged. Where parts of
+  // vectors cost more than whole ones, rows of up to two vectors are such, too: the second one overlaps the first.
 #if defined(__AVX512F__)
-  static constexpr bool kShortRows = S == 2 && KD == 1 && !Masked && sizeof(A) == 4;
+  static constexpr int kShort = S == 2 && KD == 1 && !Masked && sizeof(A) == 4 ? 1 : 0;  // vectors
+#elif defined(__AVX2__)
+  static constexpr int kShort = S == 2 && KD == 1 && !Masked && sizeof(A) == 4 ? 2 : 0;
 #else
-  static constexpr bool kShortRows = false;
+  static constexpr int kShort = 0;
 #endif
-  // All rows of a plane. What the loop needs is in locals; otherwise it would take longer to read that again for each row
-  // than to merge it.
+  struct ShortRow {
+    i64 o = 0;  // the first output
+    LaneMask<A, L> in[2][S];
+    Part out;
+    bool two = false, whole = false;  // whether it sees columns of the second half; whether it has L outputs
+    ShortRow() = default;
+    ShortRow(const FusedJob& job, i64 first) : o(first), out({0, lower(job.n - first, L)}), whole(job.n - first >= L) {
+      for (int half = 0; half < 2; ++half)
+        for (int s = 0; s < S; ++s) {
+          const Part part(inside<L>(job.start + (o + half * L) * S + s * L, job.cols));
+          in[half][s] = LaneMask<A, L>::of(part);
+          two |= half == 1 && !part.empty();
+        }
+    }
+  };
+  // Those of all rows of a plane. What the loop needs is in locals; otherwise it would take longer to read that again for
+  // each row than to merge it.
   template <bool Two>
-  ANYPOOL_INLINE void short_rows(char* y) {
+  ANYPOOL_INLINE void short_rows(char* y, const ShortRow& at) {
     NaNs<A, L> all;
     const FusedDivisor by = job_.by;
-    const Part last = last_;
-    Part parts[2][S];
-    for (int s = 0; s < S; ++s) parts[0][s] = first_[s], parts[1][s] = tail_[0][s];
+    const i64 o = at.o;
+    const bool whole = at.whole;
+    const Part last = at.out;
+    LaneMask<A, L> in[2][S];
+    for (int s = 0; s < S; ++s) in[0][s] = at.in[0][s], in[1][s] = at.in[1][s];
     const char* rows[KH];
     i64 steps[KH];
     for (int i = 0; i < KH; ++i)
-      rows[i] = reinterpret_cast<const char*>(rows_[i] + job_.start), steps[i] = job_.step[i];
+      rows[i] = reinterpret_cast<const char*>(rows_[i] + job_.start + o * S), steps[i] = job_.step[i];
     const i64 y_step = job_.y_step;
+    y += o * i64(sizeof(T));
     for (i64 r = job_.count; r > 0; --r, y += y_step) {
       NaNs<A, L> nan;  // of one row: each of them would wait for the one before, for as long as it takes
       Phases p[2];
@@ -183,13 +204,17 @@ class Fused {
           V v[KH];
           for (int i = 0; i < KH; ++i) v[i] = Memory::load(reinterpret_cast<const T*>(rows[i]) + (half * S + s) * L);
           look_for_nan(v, nan);
-          columns[s] = only<A, L>(parts[half][s], over_rows(v), none());
+          columns[s] = in[half][s].choose(over_rows(v), none());
         }
         p[half].set(columns);
       }
       if constexpr (!Two)
         for (int s = 0; s < S; ++s) p[1].v[s] = none();
-      Memory::store_part(reinterpret_cast<T*>(y), finished<L>(over_w(p[0], p[1]), by, 0), last);
+      const V v = finished<L>(over_w(p[0], p[1]), by, o);
+      if (kShort > 1 && whole)
+        Memory::store(reinterpret_cast<T*>(y), v);
+      else
+        Memory::store_part(reinterpret_cast<T*>(y), v, last);
       for (int i = 0; i < KH; ++i) rows[i] += steps[i];
       all.add(nan);
     }
@@ -231,6 +256,9 @@ class Fused {
         return 0;
     }();
     const char* padding = Counted ? job.padding : nullptr;
+    ShortRow pieces[kShort > 0 ? kShort : 1];
+    const bool few = kShort > 0 && job.planes > 1 && job.n <= kShort * L;
+    for (int i = 0; few && i < kShort; ++i) pieces[i] = ShortRow(job, i == 0 ? 0 : higher(0, job.n - L));
     for (i64 plane = 0; plane < job.planes; ++plane) {
       for (int i = 0; plane > 0 && i < KD * KH; ++i)
         f.rows_[i] = reinterpret_cast<const T*>(job.rows[i] + (job.rows[i] == job.none ? 0 : plane * job.x_plane));
@@ -238,8 +266,9 @@ class Fused {
                            job.x_plane >= i64(2 * S * L * sizeof(T));
       if (job.planes > 1) f.see_first(between);
       char* y = job.y + plane * job.y_plane;
-      if (kShortRows && between && job.n <= L) {
-        f.tail_[0][0].empty() ? f.template short_rows<false>(y) : f.template short_rows<true>(y);
+      if (few && between) {
+        for (int i = 0; i < (job.n > L ? kShort : 1); ++i)
+          pieces[i].two ? f.template short_rows<true>(y, pieces[i]) : f.template short_rows<false>(y, pieces[i]);
         continue;
       }
       for (i64 r = 0; r < job.count; ++r, y += job.y_step) {
