@@ -397,11 +397,10 @@ class Reducer {
     over_columns<double>(columns_, [&](i64 c, auto k) {
       constexpr int L = decltype(k)::n;
       using V = Vec<double, L>;
-      V scaled[kChunk], top;
-      for (i64 i = 0; i < n; ++i) {
-        scaled[i] = load_as<T, double, L>(reader_.row[i] + c) * r;
-        top = i ? V(Max::best(top, scaled[i])) : scaled[i];
-      }
+      V scaled[kChunk];
+      for (i64 i = 0; i < n; ++i) scaled[i] = load_as<T, double, L>(reader_.row[i] + c) * r;
+      V top = scaled[0];
+      for (i64 i = 1; i < n; ++i) top = Max::best(top, scaled[i]);
       V sum = exp_below<L>(scaled[0], top);
       for (i64 i = 1; i < n; ++i) sum = sum + exp_below<L>(scaled[i], top);
       put_exponentials<L>(s, c, top, sum, before);
