@@ -73,6 +73,9 @@ WINDOWS = {
     "wide rows, many planes": (
         (3, 5, 20, 20), False, {"kernel_size": (13, 13), "stride": 1, "padding": 6}, "wide rows",
     ),
+    "wide rows, few planes": (
+        (1, 7, 20, 20), False, {"kernel_size": (13, 13), "stride": 1, "padding": 6}, "wide rows",
+    ),
     "doubled rows, channels last": (
         (1, 67, 30, 20), True, {"kernel_size": (13, 9), "stride": 1, "padding": (12, 4)}, "rows",
     ),

@@ -58,12 +58,7 @@ class LanePlanes {
         for (i64 i = 0; i < n; ++i) y[i] = to + i * n_out_;
       }
       for (i64 i = 0; i < n; ++i) read_in_order(x[i], n_in_ * i64(sizeof(T)));
-      if (side_by_side(x)) {
-        side_by_side(x);
-        pool<Careful>(y, n);
-      } else {
-        pool<Fast>(y, n);
-      }
+      side_by_side(x) ? pool<Careful>(y, n) : pool<Fast>(y, n);
       around_.wrote(n * n_out_ * i64(sizeof(T)));
     }
     around_.finish();
@@ -156,20 +151,16 @@ inline PlanesRun lane_run_of(const Plan& p) {
     return {};
   const bool dense = p.x_stride[2] == 1 && p.y_stride[2] == 1 && (p.x_stride[1] == w.n_in || h.n_in == 1) &&
                      (p.y_stride[1] == w.n_out || h.n_out == 1);
-  if (!dense || p.inner != 1 || p.adjoint || p.lift != Lift::none || p.finish != Finish::none || p.code != Code::none ||
-      p.out != p.in || (p.merge != Merge::max && p.merge != Merge::min))
+  if (!dense || !selects_alone(p) ||
+      higher(h.n_in, h.n_out) > kLanePlanes / (2 * ANYPOOL_VECTOR_BYTES) / higher(w.n_in, w.n_out))
     return {};
-  const auto fits = [&](auto a) {
-    constexpr i64 L = kLanes<typename decltype(a)::type>;
-    return higher(h.n_in, h.n_out) <= kLanePlanes / (2 * ANYPOOL_VECTOR_BYTES) / higher(w.n_in, w.n_out) &&
-           h.n_in * w.n_in >= L && h.n_out * w.n_out >= L && outer_size(p) >= L;
-  };
   return with_float_types<PlanesRun>(p, [&](auto t, auto a) -> PlanesRun {
     using T = typename decltype(t)::type;
     using A = typename decltype(a)::type;
     using Max = LanePlanes<T, A, SelectNumbers<A, true>, Select<A, true>>;
     using Min = LanePlanes<T, A, SelectNumbers<A, false>, Select<A, false>>;
-    if (!fits(a)) return {};
+    constexpr i64 L = kLanes<A>;
+    if (h.n_in * w.n_in < L || h.n_out * w.n_out < L || outer_size(p) < L) return {};
     PlanesRun found = p.merge == Merge::max ? planes_run<Max>() : planes_run<Min>();
     found.way = "planes in lanes";
     return found;

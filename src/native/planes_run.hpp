@@ -13,6 +13,12 @@ struct PlanesRun {
   const char* way = "planes at once";
 };
 
+// Whether all that happens to elements, no channels innermost, is that the largest or the smallest are chosen.
+inline bool selects_alone(const Plan& p) {
+  return p.inner == 1 && !p.adjoint && p.lift == Lift::none && p.finish == Finish::none && p.code == Code::none &&
+         p.out == p.in && (p.merge == Merge::max || p.merge == Merge::min);
+}
+
 // By an object that is made from a plan and scratch memory.
 template <class Planes>
 PlanesRun planes_run() {

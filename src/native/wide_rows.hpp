@@ -316,10 +316,7 @@ inline PlanesRun wide_run_of(const Plan& p) {
   const auto shares = [](const Axis& a) { return a.kernel > kNarrow && a.n_out > 1; };
   if (!shares(h) && !shares(w)) return {};
   if (d.kernel != 1 || d.pad != 0 || (d.n_out - 1) * d.stride >= d.n_in) return {};
-  if (p.inner != 1 || (p.x_stride[2] != 1 && w.n_in > 1) || (p.y_stride[2] != 1 && w.n_out > 1) || p.adjoint ||
-      p.lift != Lift::none || p.finish != Finish::none || p.code != Code::none || p.out != p.in ||
-      (p.merge != Merge::max && p.merge != Merge::min))
-    return {};
+  if ((p.x_stride[2] != 1 && w.n_in > 1) || (p.y_stride[2] != 1 && w.n_out > 1) || !selects_alone(p)) return {};
   const WideCut cut(p);
   if (!cut.fits(p)) return {};
   const auto run = [&](auto t, auto a) {
