@@ -158,25 +158,38 @@ struct Slide {
   }
   static ANYPOOL_INLINE V run(V a, V b) {
     if constexpr (J == 0) return a;
+    if constexpr (J == L) return b;
+#if defined(__AVX2__)
+    // Bytes and shorts by 128-bit pieces: the general shuffle of bytes is missing from these levels.
+    if constexpr (sizeof(V) == ANYPOOL_VECTOR_BYTES && sizeof(V) / L <= 2) {
+      constexpr int kBytes = J * int(sizeof(V)) / L, kPieces = kBytes / 16;
+      const V low = pieces<kPieces>(a, b), high = pieces<kPieces + 1>(a, b);
+      if constexpr (kBytes % 16 == 0) return low;
 #if defined(__AVX512BW__)
-    // Bytes and shorts by 128-bit pieces: the general shuffle of bytes is missing from this level.
-    if constexpr (J > 0 && sizeof(V) / L <= 2) {
-      constexpr int kBytes = J * int(sizeof(V)) / L;
-      static_assert(kBytes <= 16, "windows that wide have no fused kernel");
-      const __m512i next = _mm512_maskz_alignr_epi64(-1, (__m512i)b, (__m512i)a, 2);
-      if constexpr (kBytes == 16) return (V)next;
-      return (V)_mm512_alignr_epi8(next, (__m512i)a, kBytes);
-    }
-#elif defined(__AVX2__)
-    if constexpr (J > 0 && sizeof(V) == 32 && sizeof(V) / L <= 2) {
-      constexpr int kBytes = J * int(sizeof(V)) / L;
-      const __m256i next = _mm256_permute2x128_si256((__m256i)a, (__m256i)b, 0x21);
-      if constexpr (kBytes == 16) return (V)next;
-      return (V)_mm256_alignr_epi8(next, (__m256i)a, kBytes);
+      return (V)_mm512_alignr_epi8((__m512i)high, (__m512i)low, kBytes % 16);
+#else
+      return (V)_mm256_alignr_epi8((__m256i)high, (__m256i)low, kBytes % 16);
+#endif
     }
 #endif
     return run(a, b, typename MakeIndices<L>::type{});
   }
+
+#if defined(__AVX2__)
+ private:
+  // From the N-th 128 bits of the two on.
+  template <int N>
+  static ANYPOOL_INLINE V pieces(V a, V b) {
+    constexpr int kAll = ANYPOOL_VECTOR_BYTES / 16;
+    if constexpr (N == 0) return a;
+    if constexpr (N == kAll) return b;
+#if defined(__AVX512BW__)
+    return (V)_mm512_maskz_alignr_epi64(-1, (__m512i)b, (__m512i)a, 2 * (N % kAll));
+#else
+    return (V)_mm256_permute2x128_si256((__m256i)a, (__m256i)b, 0x21);
+#endif
+  }
+#endif
 };
 
 }  // namespace

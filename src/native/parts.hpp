@@ -210,7 +210,20 @@ struct LaneMask {
     return {convert<Flags>(bytes) == Flags{} + value};
   }
   ANYPOOL_INLINE void clear(i64 lane) { flags[lane] = 0; }
-  ANYPOOL_INLINE V choose(V v, V none) const { return flags ? v : none; }
+  ANYPOOL_INLINE V choose(V v, V none) const {
+#if defined(__AVX2__)
+    if constexpr (sizeof(V) ==
+                  32) {  // the compiler does not know that flags are all or nothing, and would compare them first
+      V chosen;
+      if constexpr (sizeof(A) >= 4)
+        asm("vblendvps %1, %2, %3, %0" : "=x"(chosen) : "x"(flags), "xm"(v), "x"(none));
+      else
+        asm("vpblendvb %1, %2, %3, %0" : "=x"(chosen) : "x"(flags), "xm"(v), "x"(none));
+      return chosen;
+    }
+#endif
+    return flags ? v : none;
+  }
   // To a sum of floats that is not -0.0, what counts.
   ANYPOOL_INLINE V add(V sum, V v) const { return sum + choose(v, V{}); }
 };

@@ -54,9 +54,8 @@ constexpr int kLanes = ANYPOOL_VECTOR_BYTES / int(sizeof(T));
 
 template <class V>
 ANYPOOL_INLINE V load(const void* p) {
-  V v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
+  typedef V U __attribute__((aligned(1), may_alias));
+  return *static_cast<const U*>(p);
 }
 template <class V>
 ANYPOOL_INLINE void store(void* p, V v) {
@@ -223,8 +222,9 @@ struct Unzip {
     if constexpr (L == 64) return packed((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
     if constexpr (sizeof(V) == 32) {
-      if constexpr (sizeof(T) == 8) return in_order((V)_mm256_unpacklo_pd((__m256d)a, (__m256d)b));
-      if constexpr (sizeof(T) == 4) return in_order((V)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88));
+      const V first = halves<0x20>(a, b), second = halves<0x31>(a, b);
+      if constexpr (sizeof(T) == 8) return (V)_mm256_unpacklo_pd((__m256d)first, (__m256d)second);
+      if constexpr (sizeof(T) == 4) return (V)_mm256_shuffle_ps((__m256)first, (__m256)second, 0x88);
       if constexpr (sizeof(T) == 2) return packed_shorts((__m256i)a, (__m256i)b);
       return packed((__m256i)a, (__m256i)b);
     }
@@ -236,8 +236,9 @@ struct Unzip {
     if constexpr (L == 64) return packed(_mm512_srli_epi16((__m512i)a, 8), _mm512_srli_epi16((__m512i)b, 8));
 #elif defined(__AVX2__)
     if constexpr (sizeof(V) == 32) {
-      if constexpr (sizeof(T) == 8) return in_order((V)_mm256_unpackhi_pd((__m256d)a, (__m256d)b));
-      if constexpr (sizeof(T) == 4) return in_order((V)_mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd));
+      const V first = halves<0x20>(a, b), second = halves<0x31>(a, b);
+      if constexpr (sizeof(T) == 8) return (V)_mm256_unpackhi_pd((__m256d)first, (__m256d)second);
+      if constexpr (sizeof(T) == 4) return (V)_mm256_shuffle_ps((__m256)first, (__m256)second, 0xdd);
       if constexpr (sizeof(T) == 2)
         return packed_shorts(_mm256_srli_epi32((__m256i)a, 16), _mm256_srli_epi32((__m256i)b, 16));
       return packed(_mm256_srli_epi16((__m256i)a, 8), _mm256_srli_epi16((__m256i)b, 8));
@@ -255,6 +256,10 @@ struct Unzip {
     return (V)__builtin_shufflevector(mixed, mixed, 0, 2, 4, 6, 1, 3, 5, 7);
   }
 #elif defined(__AVX2__)
+  template <int Which>
+  static ANYPOOL_INLINE V halves(V a, V b) {
+    return (V)_mm256_permute2f128_ps((__m256)a, (__m256)b, Which);
+  }
   static ANYPOOL_INLINE V packed(__m256i a, __m256i b) {
     const __m256i low = _mm256_set1_epi16(0xff);
     return in_order((V)_mm256_packus_epi16(_mm256_and_si256(a, low), _mm256_and_si256(b, low)));
