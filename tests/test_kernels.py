@@ -196,6 +196,27 @@ def test_rows_of_every_length(window, dtype):
             assert (around == 77).all(), (columns, reduction, *more)
 
 
+@pytest.mark.parametrize("dtype", [*FLOATS, "int32", "uint8"])
+@pytest.mark.parametrize("window", [(2, 2, 0), (2, 2, 1), (3, 2, 0), (3, 2, 1), (3, 1, 0), (5, 2, 2)], ids=str)
+def test_dense_rows_of_every_length(window, dtype):
+    """Where rows lie without gaps, a row is read with what lies beside it, and stored with what the next one covers."""
+    kernel, stride, padding = window
+    dtype = cases.dtype_of(dtype)
+    kwargs = {"axes": (1, 2), "kernel_size": kernel, "stride": stride, "padding": padding}
+    for columns in range(kernel, 4 * 64 // dtype.itemsize + 3):
+        for planes in (1, 3):
+            x = cases.rng(columns).integers(0, 100, (planes, 7, columns)).astype(dtype)
+            for reduction in ("max", "mean"):
+                native, wanted = both(x, reduction, **kwargs)
+                assert tolerance.same_bits(native, wanted), (columns, planes, reduction)
+                around = np.full(native.size + 256, 77, dtype)
+                out = around[128:-128].reshape(native.shape)
+                ap.pool(x, reduction, out=out, **kwargs)
+                assert tolerance.same_bits(out, wanted), (columns, planes, reduction)
+                out[...] = 77
+                assert (around == 77).all(), (columns, planes, reduction)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("window", [(3, 2, 0), (2, 1, 0), (3, 1, 0), (3, 1, 1), (5, 2, 2)], ids=str)
 def test_one_nan_in_the_first_rows_of_a_plane(window, dtype):

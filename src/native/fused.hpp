@@ -10,20 +10,78 @@ namespace {
 // What lies beside the rows: nothing; bytes, and what they leave out is absent; or these, to be counted as well.
 enum class Beside { nothing, mask, counted_mask };
 
-template <class T, class Op, int KD, int KH, int KW, int S, int DW = 1, Beside B = Beside::nothing>
+// L * S columns at an end of a row: which of each L lie inside, and which of each phase, every S-th of them.
+template <class A, int L, int S>
+struct RowEnd {
+  Part part[S];
+  LaneMask<A, L> kept[S];
+  bool none = true, whole = true;
+  RowEnd() = default;
+  __attribute__((noinline)) RowEnd(i64 c, i64 cols) : whole(c >= 0 && c + L * S <= cols) {
+    const auto places = [&](i64 from) { return lower(ceil_div(higher(from, 0), S), L); };
+    for (int s = 0; s < S; ++s) {
+      part[s] = Part(inside<L>(c + s * L, cols));
+      none &= part[s].empty();
+      const i64 lo = places(-c - s);
+      kept[s] = LaneMask<A, L>::of(Part({lo, higher(lo, places(cols - c - s))}));
+    }
+  }
+};
+
+// The rows that a window sees. Those of one plane are all there, or there is one output row: then they lie as far from the
+// ones that the next window sees.
+template <class T, int KD, int KH>
+class WindowRows {
+  static constexpr int kRows = KD * KH, kOnTheirOwn = KD > 1 ? kRows : 1;
+  const char* at_[kOnTheirOwn];
+  i64 from_first_[kRows], step_[kOnTheirOwn];
+
+ public:
+  __attribute__((noinline)) WindowRows(const FusedJob& job, i64 plane, i64 r) {
+    const char* at[kRows];
+    for (int i = 0; i < kRows; ++i) {
+      at[i] = job.rows[i] + (job.rows[i] == job.none ? 0 : plane * job.x_plane) + r * job.step[i];
+      from_first_[i] = reinterpret_cast<i64>(at[i]) - reinterpret_cast<i64>(at[0]);
+    }
+    for (int i = 0; i < kOnTheirOwn; ++i) at_[i] = at[i], step_[i] = job.step[i];
+  }
+  ANYPOOL_INLINE const T* operator[](int i) const {
+    if constexpr (KD > 1) return reinterpret_cast<const T*>(at_[i]);
+    return reinterpret_cast<const T*>(at_[0] + (i == 0 ? 0 : from_first_[i]));
+  }
+  ANYPOOL_INLINE void next() {
+    for (int i = 0; i < kOnTheirOwn; ++i) at_[i] += step_[i];
+  }
+  template <int S>
+  __attribute__((noinline)) void read_new(const FusedJob& job) const {
+    const T* at[kRows];
+    for (int i = 0; i < kRows; ++i) at[i] = (*this)[i];
+    read_new_rows<T, KD, KH, S>(at, job.cols, job.ahead);
+  }
+};
+
+// Back: the window starts a column before the row does, and moves by two.
+template <class T, class Op, int KD, int KH, int KW, int S, int DW = 1, Beside B = Beside::nothing, bool Back = false>
 class Fused {
   static constexpr bool Masked = B != Beside::nothing, Counted = B == Beside::counted_mask;
+  static constexpr int kRows = KD * KH;
   using A = typename Op::A;
   static constexpr int L = kLanes<A>;
   using V = Vec<A, L>;
   using Memory = Lanes<T, A, L, Op::kNumbersOnly>;
+  // Results come from L * S columns and as many behind them. The first columns of L windows begin so far before their
+  // windows: as far as lets the columns behind be the only ones that lie inside a row at its beginning, if possible.
+  static constexpr int kBack = Back ? S * L - 1 : !Masked && (KW - 1) * DW < S ? S * L : 0;
+  using End = RowEnd<A, L, S>;
+  using Rows = WindowRows<T, KD, KH>;
   const FusedJob& job_;
-  const T* rows_[KD * KH];
-  const uint8_t* masks_[Masked ? KD * KH : 1];
-  Part first_[S], tail_[6][S], last_;  // of the first vectors, of those at the end, of the last result
-  i64 whole_ = 0;                      // outputs before the last ones, whose columns all lie inside
+  const uint8_t* masks_[Masked ? kRows : 1];
+  const i64 start_;      // the first column
+  End first_, tail_[6];  // of the first columns, and of the last ones
+  Part last_;            // of the last results
+  i64 whole_ = 0;        // outputs before the last ones, whose columns all lie inside
   int tails_ = 0;
-  bool starts_inside_;
+  i64 begin_ = INT64_MAX, end_ = INT64_MIN, step_ = 0;  // of what the first output row reads, and how far the next is
   NaNs<A, L> nan_;
 
   static ANYPOOL_INLINE V none() { return splat<V>(Op::identity().a); }
@@ -35,13 +93,13 @@ class Fused {
     });
   }
   // L columns merged over the window's rows; what lies outside a row is absent.
-  ANYPOOL_INLINE V column(i64 c, NaNs<A, L>& nan) const {
-    V v[KD * KH];
-    for (int i = 0; i < KD * KH; ++i) {
+  ANYPOOL_INLINE V column(const Rows& rows, i64 c, NaNs<A, L>& nan) const {
+    V v[kRows];
+    for (int i = 0; i < kRows; ++i) {
       if constexpr (Masked)
-        v[i] = Memory::load_where(rows_[i] + c, masks_[i] + c, none());
+        v[i] = Memory::load_where(rows[i] + c, masks_[i] + c, none());
       else
-        v[i] = Memory::load(rows_[i] + c);
+        v[i] = Memory::load(rows[i] + c);
     }
     look_for_nan(v, nan);
     return over_rows(v);
@@ -51,19 +109,16 @@ class Fused {
 #else
   __attribute__((noinline))
 #endif
-  V edge(i64 c, const Part& part, NaNs<A, L>& nan) const {
-    V v[KD * KH];
-    for (int i = 0; i < KD * KH; ++i) {
+  V edge(const Rows& rows, i64 c, const Part& part, NaNs<A, L>& nan) const {
+    V v[kRows];
+    for (int i = 0; i < kRows; ++i) {
       if constexpr (Masked)
-        v[i] = Memory::load_part_where(rows_[i] + c, masks_[i] + c, part, none());
+        v[i] = Memory::load_part_where(rows[i] + c, masks_[i] + c, part, none());
       else
-        v[i] = Memory::load_part(rows_[i] + c, part, none());
+        v[i] = Memory::load_part(rows[i] + c, part, none());
     }
     look_for_nan(v, nan);
     return over_rows(v);
-  }
-  ANYPOOL_INLINE V column(i64 c, const Part& part, NaNs<A, L>& nan) const {
-    return part.empty() ? none() : edge(c, part, nan);
   }
   static ANYPOOL_INLINE void look_for_nan(const V* v, NaNs<A, L>& nan) {
     if constexpr (Op::kNumbersOnly) {
@@ -84,23 +139,36 @@ class Fused {
         v[1] = Unzip<A, L>::odd(columns[0], columns[1]);
       }
     }
+    ANYPOOL_INLINE void set_none() {
+      for (int s = 0; s < S; ++s) v[s] = none();
+    }
   };
-  ANYPOOL_INLINE void phases(i64 c, Phases& p, NaNs<A, L>& nan) const {
-    if constexpr (kSame<T, bf16> && S == 2 && !Masked) return halves(c, p, nan);
+  ANYPOOL_INLINE void phases(const Rows& rows, i64 c, Phases& p, NaNs<A, L>& nan) const {
+    if constexpr (kSame<T, bf16> && S == 2 && !Masked) return halves(rows, c, p, nan);
     V v[S];
-    for (int s = 0; s < S; ++s) v[s] = column(c + s * L, nan);
+    for (int s = 0; s < S; ++s) v[s] = column(rows, c + s * L, nan);
     p.set(v);
   }
-  ANYPOOL_INLINE void phases(i64 c, const Part* parts, Phases& p, NaNs<A, L>& nan) const {
-    V v[S];
-    for (int s = 0; s < S; ++s) v[s] = column(c + s * L, parts[s], nan);
-    p.set(v);
+  // At an end of a row. What lies beside a row that is between others is read with it, and left out when it has been
+  // merged; beside other rows nothing is read.
+  ANYPOOL_INLINE void phases(const Rows& rows, i64 c, const End& end, bool between, Phases& p, NaNs<A, L>& nan) const {
+    if (!Masked && between) {
+      phases(rows, c, p, nan);
+      for (int s = 0; s < S; ++s) p.v[s] = end.kept[s].choose(p.v[s], none());
+    } else {
+      const Rows copy = rows;  // would have to lie in memory in the loop, too, as would NaNs
+      NaNs<A, L> seen;
+      V v[S];
+      for (int s = 0; s < S; ++s) v[s] = end.part[s].empty() ? none() : edge(copy, c + s * L, end.part[s], seen);
+      nan.add(seen);
+      p.set(v);
+    }
   }
   // The phases of halves, for which no lane has to move.
-  ANYPOOL_INLINE void halves(i64 c, Phases& p, NaNs<A, L>& nan) const {
-    V even[KD * KH], odd[KD * KH];
-    for (int i = 0; i < KD * KH; ++i) {
-      const auto pairs = load<Vec<uint32_t, L>>(rows_[i] + c);
+  ANYPOOL_INLINE void halves(const Rows& rows, i64 c, Phases& p, NaNs<A, L>& nan) const {
+    V even[kRows], odd[kRows];
+    for (int i = 0; i < kRows; ++i) {
+      const auto pairs = load<Vec<uint32_t, L>>(rows[i] + c);
       even[i] = every_second<0, L>(pairs), odd[i] = every_second<1, L>(pairs);
     }
     look_for_nan(even, nan), look_for_nan(odd, nan);
@@ -108,126 +176,115 @@ class Fused {
   }
   static ANYPOOL_INLINE V over_w(const Phases& here, const Phases& next) {
     return merged_taps<Op, 0, KW>([&](auto tap) {
-      constexpr int at = decltype(tap)::value * DW;
+      constexpr int at = kBack + decltype(tap)::value * DW;
       return Slide<V, at / S, L>::run(here.v[at % S], next.v[at % S]);
     });
   }
 
-  // The results of L windows from output o on. What this needs of the object is passed: see `row`.
+  // The results of L windows from output o on. What this needs of the object is passed: see `rows`.
   template <class C>
   static ANYPOOL_INLINE V result(V v, const FusedDivisor& by, const C& counted, const A* padding, i64 o) {
     if constexpr (Counted)
       return counted.finished(v, o, padding);
+    else if constexpr (Op::kSelects)
+      return v;
     else
       return finished<L>(v, by, o);
   }
 
-  template <class C>
-  ANYPOOL_INLINE void row(T* y, C counted, const A* padding) {
-    // What the loop needs of the object, as locals: a store to y might change any member, as far as the compiler knows.
-    // The last columns have NaNs of their own, so that those of the loop stay in a register.
-    NaNs<A, L> nan, at_ends;
+  // Output rows [from, to) of a plane, whose first one is at y; `whole` rows are stored as whole vectors. What the loop
+  // needs of the object is in locals: a store to y might change any member, as far as the compiler knows, and it would take
+  // longer to read them again for each row than to merge it.
+  template <int Vectors, class C>
+  __attribute__((noinline)) void rows(i64 plane, i64 from, i64 to, bool may_be_between, i64 whole, char* y, C counted) {
+    const bool between = Vectors || may_be_between;
+    Rows at(job_, plane, from);
     const FusedDivisor by = job_.by;
-    const i64 whole = whole_, start = job_.start;
-    if constexpr (Counted) counted.see(masks_);
-    Phases here, next;
-    if (starts_inside_)
-      phases(start, here, nan);
-    else
-      phases(start, first_, here, at_ends);
-    i64 o = 0, c = start + L * S;
-    for (; o < whole; o += L, c += L * S) {
-      phases(c, next, nan);
-      Memory::store(y + o, result(over_w(here, next), by, counted, padding, o));
-      here = next;
-    }
-    for (int t = 0; t < tails_; ++t, o += L, c += L * S) {
-      phases(c, tail_[t], next, at_ends);
-      const V v = result(over_w(here, next), by, counted, padding, o);
-      if (t + 1 < tails_)
-        Memory::store(y + o, v);
-      else
-        Memory::store_part(y + o, v, last_);
-      here = next;
-    }
-    nan_.add(nan);
-    nan_.add(at_ends);
-  }
-
-  // Rows of few outputs, between others: what lies beside them is read, and left out when it has been merged. Where parts of
-  // vectors cost more than whole ones, rows of up to two vectors are such, too: the second one overlaps the first.
-#if defined(__AVX512F__)
-  static constexpr int kShort = S == 2 && KD == 1 && !Masked && sizeof(A) == 4 ? 1 : 0;  // vectors
-#elif defined(__AVX2__)
-  static constexpr int kShort = S == 2 && KD == 1 && !Masked && sizeof(A) == 4 ? 2 : 0;
-#else
-  static constexpr int kShort = 0;
-#endif
-  struct ShortRow {
-    i64 o = 0;  // the first output
-    LaneMask<A, L> in[2][S];
-    Part out;
-    bool two = false, whole = false;  // whether it sees columns of the second half; whether it has L outputs
-    ShortRow() = default;
-    ShortRow(const FusedJob& job, i64 first) : o(first), out({0, lower(job.n - first, L)}), whole(job.n - first >= L) {
-      for (int half = 0; half < 2; ++half)
-        for (int s = 0; s < S; ++s) {
-          const Part part(inside<L>(job.start + (o + half * L) * S + s * L, job.cols));
-          in[half][s] = LaneMask<A, L>::of(part);
-          two |= half == 1 && !part.empty();
-        }
-    }
-  };
-  // Those of all rows of a plane. What the loop needs is in locals; otherwise it would take longer to read that again for
-  // each row than to merge it.
-  template <bool Two>
-  ANYPOOL_INLINE void short_rows(char* y, const ShortRow& at) {
+    const i64 inner = Vectors ? 0 : whole_, start = start_, y_step = job_.y_step;
+    const int tails = Vectors ? Vectors : tails_;
+    const bool in_order = S > 1 && job_.in_order;
+    const char* padding = Counted && job_.padding ? job_.padding + from * job_.padding_step : nullptr;
+    y += from * y_step;
     NaNs<A, L> all;
-    const FusedDivisor by = job_.by;
-    const i64 o = at.o;
-    const bool whole = at.whole;
-    const Part last = at.out;
-    LaneMask<A, L> in[2][S];
-    for (int s = 0; s < S; ++s) in[0][s] = at.in[0][s], in[1][s] = at.in[1][s];
-    const char* rows[KH];
-    i64 steps[KH];
-    for (int i = 0; i < KH; ++i)
-      rows[i] = reinterpret_cast<const char*>(rows_[i] + job_.start + o * S), steps[i] = job_.step[i];
-    const i64 y_step = job_.y_step;
-    y += o * i64(sizeof(T));
-    for (i64 r = job_.count; r > 0; --r, y += y_step) {
-      NaNs<A, L> nan;  // of one row: each of them would wait for the one before, for as long as it takes
-      Phases p[2];
-      for (int half = 0; half <= Two; ++half) {
-        V columns[S];
-        for (int s = 0; s < S; ++s) {
-          V v[KH];
-          for (int i = 0; i < KH; ++i) v[i] = Memory::load(reinterpret_cast<const T*>(rows[i]) + (half * S + s) * L);
-          look_for_nan(v, nan);
-          columns[s] = in[half][s].choose(over_rows(v), none());
-        }
-        p[half].set(columns);
+    for (i64 r = from; r < to; ++r, y += y_step) {
+      if (in_order) Rows(at).template read_new<S>(job_);
+      T* out = reinterpret_cast<T*>(y);
+      if constexpr (S == 1)
+        if (job_.around) out = reinterpret_cast<T*>(job_.around->room(y));
+      const A* const beside = reinterpret_cast<const A*>(padding);
+      if constexpr (Counted) counted.see(masks_);
+      // NaNs of one row: each of them would wait for the one before, for as long as it takes. Those of the ends are on
+      // their own, so that those of the loop stay in a register.
+      NaNs<A, L> nan, at_ends;
+      Phases here, next;
+      here.set_none();
+      if constexpr (kBack == 0) {
+        if (!Vectors && first_.whole)
+          phases(at, start, here, nan);
+        else
+          phases(at, start, first_, between, here, at_ends);
       }
-      if constexpr (!Two)
-        for (int s = 0; s < S; ++s) p[1].v[s] = none();
-      const V v = finished<L>(over_w(p[0], p[1]), by, o);
-      if (kShort > 1 && whole)
-        Memory::store(reinterpret_cast<T*>(y), v);
-      else
-        Memory::store_part(reinterpret_cast<T*>(y), v, last);
-      for (int i = 0; i < KH; ++i) rows[i] += steps[i];
-      all.add(nan);
+      i64 o = 0, c = start + L * S;
+      for (; o < inner; o += L, c += L * S) {
+        phases(at, c, next, nan);
+        Memory::store(out + o, result(over_w(here, next), by, counted, beside, o));
+        here = next;
+      }
+#pragma GCC unroll 2
+      for (int t = 0; t < tails; ++t, o += L, c += L * S) {
+        if (kBack == 0 && tail_[t].none)
+          next.set_none();
+        else
+          phases(at, c, tail_[t], between, next, at_ends);
+        const V v = result(over_w(here, next), by, counted, beside, o);
+        if (r < whole || t + 1 < tails)
+          Memory::store(out + o, v);
+        else
+          Memory::store_part(out + o, v, last_);
+        here = next;
+      }
+      all.add(nan), all.add(at_ends);
+      if constexpr (S == 1)
+        if (job_.around) job_.around->wrote(job_.n * i64(sizeof(T)));
+      if (padding) padding += job_.padding_step;
+      at.next();
+      for (int i = 0; Masked && i < kRows; ++i) masks_[i] += job_.mask_step[i];
     }
     nan_.add(all);
   }
-  // The rows of the first window that `row` takes to have been seen by the one before.
-  ANYPOOL_INLINE void see_first(bool between) {
+  // Rows of one or two vectors between others have no loop.
+  static constexpr bool kHasShort = S == 2 && KD == 1 && sizeof(A) == 4 && !Masked;
+  template <class C>
+  void rows(i64 plane, i64 from, i64 to, bool between, i64 whole, char* y, C counted) {
+    if (from == to) return;
+    if constexpr (kHasShort) {
+      if (between && job_.n <= L) return rows<1>(plane, from, to, true, whole, y, counted);
+      if (between && job_.n <= 2 * L) return rows<2>(plane, from, to, true, whole, y, counted);
+    }
+    rows<0>(plane, from, to, between, whole, y, counted);
+  }
+  // Whether all columns that are read for an output row lie in the array, if not in their row.
+  bool between(i64 plane, i64 r) const {
+    const i64 at = plane * job_.x_plane + r * step_;
+    return begin_ + at >= reinterpret_cast<i64>(job_.x_begin) && end_ + at <= reinterpret_cast<i64>(job_.x_end);
+  }
+  // Output rows behind which something may be written: they lie without gaps, and later ones there.
+  i64 stored_whole() const {
+    const i64 bytes = job_.n * i64(sizeof(T)), beyond = round_up(job_.n, L) * i64(sizeof(T)) - bytes;
+    if (beyond == 0 || job_.around) return job_.count;
+    if (job_.y_step != bytes) return 0;
+    return higher(0, job_.count - ceil_div(higher(0, beyond - job_.y_behind), bytes));
+  }
+  // The rows of the first window that `rows` takes to have been seen by the one before.
+  void see_first(i64 plane) {
     if constexpr (Op::kNumbersOnly) {
-      for (int i = 0; i < KD * KH; ++i) {
-        if (i % KH >= KH - S || reinterpret_cast<const char*>(rows_[i]) == job_.none) continue;
+      const Rows rows(job_, plane, 0);
+      for (int i = 0; i < kRows; ++i) {
+        if (i % KH >= KH - S || job_.rows[i] == job_.none) continue;
+        const bool whole = reinterpret_cast<const char*>(rows[i] + round_up(job_.cols, L)) <= job_.x_end;
         for (i64 c = 0; c < job_.cols; c += L) {
-          const V v = between ? Memory::load(rows_[i] + c)
-                              : Memory::load_part(rows_[i] + c, Part(inside<L>(c, job_.cols)), V{});
+          const V v =
+              whole ? Memory::load(rows[i] + c) : Memory::load_part(rows[i] + c, Part(inside<L>(c, job_.cols)), V{});
           nan_.see(v, v);
         }
       }
@@ -235,52 +292,42 @@ class Fused {
   }
 
  public:
-  explicit Fused(const FusedJob& job) : job_(job) {
-    for (int i = 0; i < KD * KH; ++i) rows_[i] = reinterpret_cast<const T*>(job.rows[i]);
-    for (int i = 0; Masked && i < KD * KH; ++i) masks_[i] = job.masks[i];
+  explicit Fused(const FusedJob& job) : job_(job), start_(job.start - kBack), first_(start_, job.cols) {
+    for (int i = 0; Masked && i < kRows; ++i) masks_[i] = job.masks[i];
     const i64 step = L * S;
-    i64 c = job.start;
-    for (int s = 0; s < S; ++s) first_[s] = Part(inside<L>(c + s * L, job.cols));
-    starts_inside_ = c >= 0 && c + step <= job.cols;
-    for (c += step; whole_ + L < job.n && c + step <= job.cols; c += step) whole_ += L;
-    for (i64 o = whole_; o < job.n; o += L, c += step, ++tails_)
-      for (int s = 0; s < S; ++s) tail_[tails_][s] = Part(inside<L>(c + s * L, job.cols));
+    i64 c = start_ + step;
+    if (!kHasShort || job.n > 2 * L)
+      for (; whole_ + L <= job.n && c + step <= job.cols; c += step) whole_ += L;
+    for (i64 o = whole_; o < job.n; o += L, c += step) tail_[tails_++] = End(c, job.cols);
     last_ = Part({0, (job.n - 1) % L + 1});
+    for (int i = 0; i < kRows; ++i) {
+      if (job.rows[i] == job.none) continue;
+      const i64 row = reinterpret_cast<i64>(job.rows[i]), size = sizeof(T);
+      begin_ = lower(begin_, row + (kBack > 0 ? start_ + step : start_) * size), end_ = higher(end_, row + c * size);
+      step_ = job.step[i];
+    }
+    if (begin_ > end_) begin_ = end_ = reinterpret_cast<i64>(job.x_begin);  // no row is there
   }
   static bool run(const FusedJob& job) {
+    if constexpr (S == 2 && KW <= 3 && !Masked && !Back)
+      if (job.start == -1) return Fused<T, Op, KD, KH, KW, S, DW, B, true>::run(job);
     Fused f(job);
     const auto counted = [&] {
       if constexpr (Counted)
-        return CountedRow<A, L, KD * KH, KW, S>(job);
+        return CountedRow<A, L, kRows, KW, S>(job);
       else
         return 0;
     }();
-    const char* padding = Counted ? job.padding : nullptr;
-    ShortRow pieces[kShort > 0 ? kShort : 1];
-    const bool few = kShort > 0 && job.planes > 1 && job.n <= kShort * L;
-    for (int i = 0; few && i < kShort; ++i) pieces[i] = ShortRow(job, i == 0 ? 0 : higher(0, job.n - L));
+    const i64 whole = f.stored_whole();
     for (i64 plane = 0; plane < job.planes; ++plane) {
-      for (int i = 0; plane > 0 && i < KD * KH; ++i)
-        f.rows_[i] = reinterpret_cast<const T*>(job.rows[i] + (job.rows[i] == job.none ? 0 : plane * job.x_plane));
-      const bool between = (plane > 0 || job.before) && (plane + 1 < job.planes || job.behind) &&
-                           job.x_plane >= i64(2 * S * L * sizeof(T));
-      if (job.planes > 1) f.see_first(between);
+      if (job.planes > 1) f.see_first(plane);
       char* y = job.y + plane * job.y_plane;
-      if (few && between) {
-        for (int i = 0; i < (job.n > L ? kShort : 1); ++i)
-          pieces[i].two ? f.template short_rows<true>(y, pieces[i]) : f.template short_rows<false>(y, pieces[i]);
-        continue;
-      }
-      for (i64 r = 0; r < job.count; ++r, y += job.y_step) {
-        if (S > 1 && job.in_order) read_new_rows<T, KD, KH, S>(f.rows_, job.cols, job.ahead);
-        char* const to = job.around ? job.around->room(y) : y;
-        f.row(reinterpret_cast<T*>(to), counted, reinterpret_cast<const A*>(padding));
-        if (job.around) job.around->wrote(job.n * i64(sizeof(T)));
-        if (padding) padding += job.padding_step;
-        for (int i = 0; i < KD * KH; ++i)
-          f.rows_[i] = reinterpret_cast<const T*>(reinterpret_cast<const char*>(f.rows_[i]) + job.step[i]);
-        for (int i = 0; Masked && i < KD * KH; ++i) f.masks_[i] += job.mask_step[i];
-      }
+      i64 from = 0, to = Masked ? 0 : job.count;  // rows at the ends of the array do not lie between others
+      while (from < to && !f.between(plane, from)) ++from;
+      while (from < to && !f.between(plane, to - 1)) --to;
+      f.rows(plane, 0, from, false, whole, y, counted);
+      f.rows(plane, from, to, true, whole, y, counted);
+      f.rows(plane, to, job.count, false, whole, y, counted);
     }
     return f.nan_.any();
   }

@@ -72,7 +72,9 @@ struct FusedJob {
   char* y;
   i64 y_step, n, count;
   i64 planes = 1, x_plane = 0, y_plane = 0;  // the same rows of so many that lie without gaps, so many bytes apart
-  bool before = false, behind = false;       // whether there is another one before the first, and behind the last
+  // The array that rows lie in without gaps, so that what lies beside them may be read; null if they do not.
+  const char *x_begin = nullptr, *x_end = nullptr;
+  i64 y_behind = 0;  // bytes of results behind the rows of each plane that are written later, if rows have no gaps
   FusedDivisor by;
   AroundCaches* around = nullptr;  // of two rows of outputs at once, if results go around the caches
   bool in_order;                   // whether to read the new rows of a window one after the other first

@@ -66,15 +66,19 @@ template <>
 struct WiderByte<uint8_t> {
   using type = uint16_t;
 };
+// Whether at most a row's first and last windows see its padding alone; none where they do not overlap.
+inline bool near(const Axis& w) {
+  const i64 most = w.kernel * w.dilation;
+  return w.pad <= most - (w.kernel <= w.stride) && w.pad_hi <= most;
+}
 // Fast may lose a NaN, Careful does not, Wide has room for pictures of bytes to be shuffled in.
 template <class T, class Fast, class Careful, class Wide>
 FusedChoice fused_choice(const Plan& p) {
   using A = typename Fast::A;
   const Axis& w = p.axis[2];
   const i64 kd = p.axis[0].kernel, kh = p.axis[1].kernel, kw = w.kernel;
-  const bool near = w.pad <= kw * w.dilation && w.pad_hi <= kw * w.dilation;
   if (p.inner == 1) {
-    if (!near || p.x_stride[2] != 1 || p.y_stride[2] != 1) return {};
+    if (!near(w) || p.x_stride[2] != 1 || p.y_stride[2] != 1) return {};
     const auto run = kernel_over_rows<T, Fast>(kd, kh, kw, w.stride, w.dilation);
     return run ? FusedChoice{run, false, Fast::kNumbersOnly, false, w.stride <= 2} : FusedChoice{};
   }
@@ -82,7 +86,7 @@ FusedChoice fused_choice(const Plan& p) {
   if constexpr (kSame<T, bf16>)
     if (p.inner >= 2 * kLanes<A>) return {kernel_over_pixels<T, Careful, true>(kd, kh, kw), true, false};
   if (p.inner >= kLanes<A>) return {kernel_over_pixels<T, Careful>(kd, kh, kw), true, false};
-  if (p.inner != 3 || w.dilation != 1 || kd != 1 || !near || p.x_stride[2] != 3 || p.y_stride[2] != 3) return {};
+  if (p.inner != 3 || w.dilation != 1 || kd != 1 || !near(w) || p.x_stride[2] != 3 || p.y_stride[2] != 3) return {};
   if constexpr (kLanes<A> > 6)
     if (kh == 3 && kw == 3 && w.stride == 1) return {Fused<T, Fast, 1, 3, 3, 1, 3>::run, false, Fast::kNumbersOnly};
   if constexpr (kLanes<typename Wide::A> > 3)
@@ -145,8 +149,7 @@ FusedChoice choice_over_loaded(const Plan& p) {
 inline FusedChoice loaded_choice_of(const Plan& p) {
   const Axis &h = p.axis[1], &w = p.axis[2];
   const i64 reach = (h.kernel - 1) * h.dilation + 1;
-  if (reach > kMostReach || h.stride > reach || w.pad > w.kernel * w.dilation || w.pad_hi > w.kernel * w.dilation)
-    return {};
+  if (reach > kMostReach || h.stride > reach || !near(w)) return {};
   const auto of = [&](auto zero) -> FusedChoice {
     using A = decltype(zero);
     if (p.merge == Merge::max) return choice_over_loaded<A, SelectNumbers<A, true>>(p);
@@ -328,6 +331,7 @@ class FusedRows {
       if (!has_nan_ || (h.stride <= w.stride && known)) job.count = alike(oh, oh1, wh);
       place_rows(oh, wd, wh, job);
       job.y = y + (oh - oh0) * job.y_step;
+      job.y_behind = (oh1 - oh - job.count) * job.y_step;
       looked = higher(looked, end + (job.count - 1) * h.stride);
       if (!choice_.run(job)) continue;
       finish();  // before those rows are written again
@@ -357,13 +361,12 @@ class FusedRows {
     job.planes = planes, job.x_plane = p_.x_outer[p_.n_outer - 1] * bytes_;
     if (job.in_order) read_in_order(field_.at, planes * job.x_plane), job.in_order = false;
     job.y_plane = p_.y_outer[p_.n_outer - 1] * bytes_;
-    const i64 last_axis = p_.outer[p_.n_outer - 1], at = t_.outer % last_axis;
-    job.before = at > 0, job.behind = at + planes < last_axis;
     for (i64 oh = 0; oh < h.n_out; oh += job.count) {
       const Window wh = window_of(h, oh);
       job.count = alike(oh, h.n_out, wh);
       place_rows(oh, wd, wh, job);
       job.y = y + oh * job.y_step;
+      job.y_behind = (h.n_out - oh - job.count) * job.y_step;
       if (!choice_.run(job)) continue;
       finish();
       return false;
@@ -389,11 +392,16 @@ class FusedRows {
       const i64 plane = p_.x_stride[0] * bytes_;
       const char* x = static_cast<const char*>(buffers.x) + outer_offset(p_, p_.x_outer, t_.outer) * bytes_;
       field_ = {x + wd.start * plane, wd.step * plane, p_.x_stride[1] * bytes_, 0, w.n_in * unit_};
+      if (field_.row == field_.cols * bytes_) {  // what lies between the rows of a view may be anything: a NaN, say
+        const Extent array = extent_of(p_);
+        job.x_begin = static_cast<const char*>(buffers.x) + array.begin * bytes_;
+        job.x_end = static_cast<const char*>(buffers.x) + array.end * bytes_;
+      }
     }
     job.cols = field_.cols, job.start = (t_.ow0 * w.stride - w.pad) * unit_ - field_.first;
     job.n = t_.outputs() * unit_;
     job.y_step = y_step;
-    job.in_order = !choice_.loaded && p_.axis[0].kernel * p_.axis[1].kernel > 1 && job.cols * bytes_ < kPage;
+    job.in_order = far_ && !choice_.loaded && p_.axis[0].kernel * p_.axis[1].kernel > 1 && job.cols * bytes_ < kPage;
     if (job.in_order && p_.axis[0].n_in == 1) job.ahead = ahead();
     job.inner = p_.inner, job.pitch = p_.x_stride[2], job.y_pitch = p_.y_stride[2], job.stride = w.stride;
     job.far = far_;

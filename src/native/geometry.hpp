@@ -92,6 +92,18 @@ inline i64 elements_of(const Plan& p, i64 Axis::* size) {
   for (const Axis& a : p.axis) n *= a.*size;
   return n;
 }
+// Where the elements of the input lie, counted from the first one of all axes.
+struct Extent {
+  i64 begin, end;
+};
+inline Extent extent_of(const Plan& p) {
+  Extent e{0, 1};
+  const auto reach = [&](i64 n, i64 stride) { (stride < 0 ? e.begin : e.end) += (n - 1) * stride; };
+  for (int a = 0; a < p.n_outer; ++a) reach(p.outer[a], p.x_outer[a]);
+  for (int a = 0; a < 3; ++a) reach(p.axis[a].n_in, p.x_stride[a]);
+  reach(p.inner, p.x_stride[3]);
+  return e;
+}
 // Where element number `outer` of the outer axes begins.
 inline i64 outer_offset(const Plan& p, const i64* strides, i64 outer) {
   i64 offset = 0;

@@ -58,6 +58,7 @@ TOKENS = ("tests/test_tokens.py",)
 TIED_MEDIAN = ("tests/test_window_reductions.py::test_gradients_of_ties",)
 MASKED = ("tests/test_masked_kernels.py",)
 KNOWN = ("tests/test_known_calls.py",)
+DENSE = ("tests/test_kernels.py::test_dense_rows_of_every_length",)
 KERNELS = ("tests/test_kernels.py",)
 KEPT = ("tests/test_gradient_kernels.py::test_gradients_of_windows_that_keep_sizes",)
 PUT = ("tests/test_gradient_kernels.py::test_gradients_put_where_the_winners_are",)
@@ -136,7 +137,13 @@ MUTATIONS = (
              "turn(rows_, outputs_, results_, kRows, outputs_, n_);",
              "turn(rows_, outputs_, results_, kRows, outputs_, n_ - 1);", KERNELS),
     Mutation("native: NaNs in the first rows of planes are lost", "native/fused.hpp",
-             "if (job.planes > 1) f.see_first(between);", "", KERNELS),
+             "if (job.planes > 1) f.see_first(plane);", "", KERNELS),
+    Mutation("native: what lies beside a row is pooled with it", "native/fused.hpp",
+             "p.v[s] = end.kept[s].choose(p.v[s], none());", ";", DENSE),
+    Mutation("native: a row is stored over what lies behind the last one", "native/fused.hpp",
+             "job_.count - ceil_div(higher(0, beyond - job_.y_behind), bytes)", "job_.count", DENSE),
+    Mutation("native: rows are read beyond the array", "native/fused.hpp",
+             "return begin_ + at >= reinterpret_cast<i64>(job_.x_begin) &&", "return", ("tests/test_bounds.py",)),
     Mutation("native: windows over planes in lanes lose the end of the block before", "native/lane_planes.hpp",
              "if (s == b || b == 0)", "if (s != first)", KERNELS),
     Mutation("native: wide windows forget where they began", "native/wide_rows.hpp",
