@@ -1,7 +1,6 @@
 // Windows that leave a plane its size (stride 1, as much padding as that takes) over planes with short rows. A plane is
-// taken as one long row, so that no vector ends with a row. Whatever lies a whole number of rows above or below is missing
-// only before the plane's first element or behind its last one; to the left and right, masks leave out what belongs to a
-// neighbouring row. Results are those of the engine to the bit: the order is the same.
+// taken as one long row, so that no vector ends with a row. What belongs to a neighbouring row, or plane, is read and left
+// out by masks. Results are those of the engine to the bit: the order is the same.
 #pragma once
 #include "around.hpp"
 #include "lanes.hpp"
@@ -14,67 +13,107 @@ namespace {
 
 constexpr i64 kFlatPlane = 1 << 14, kFlatRow = 80;  // elements: longer rows gain nothing
 
-// K x K windows, taps D apart, over planes of which `Many` at a time lie without gaps, again as one long row: then masks
-// leave out the rows of neighbouring planes, too.
-template <class T, class A, class Fast, class Careful, int K, int D, int Many>
+// K x K windows, taps D apart.
+template <class T, class A, class Fast, class Careful, int K, int D>
 class FlatPlanes {
-  static constexpr int L = kLanes<A>, kReach = K / 2 * D, kMasks = (Many > 1 ? 2 : 1) * (K - 1);
+  static constexpr int L = kLanes<A>, kReach = K / 2 * D, kMasks = K - 1;  // one for each tap but that in the middle
   static_assert(kReach <= L, "a window reaches into the next vector at most");
   using V = Vec<A, L>;
   using Memory = Lanes<T, A, L>;
   using Mask = LaneMask<A, L>;
   const Plan& p_;
   const i64 rows_, cols_, n_, blocks_;
-  Mask* masks_;       // of each vector, for each tap but the one in the middle: those over w, then those over h
-  A* divisor_;        // of each element
-  bool even_ = true;  // whether they are all the same
-  A* lifted_;         // the planes of an adjoint, divided
+  const i64 before_, behind_;  // elements beside a plane that are read
+  const bool results_in_a_row_;
+  Mask *over_w_, *over_h_;  // of each vector; of those that see what lies above or below the plane
+  A* divisor_;              // of each element
+  bool even_ = true;        // whether they are all the same
+  A* lifted_;               // a plane of an adjoint, divided
+  T* copied_;               // a plane beside which nothing can be read
   const Part last_;
+  AroundCaches around_;
 
  public:
-  FlatPlanes(const Plan& p, Arena& arena, bool needed = true)
+  FlatPlanes(const Plan& p, Arena& arena)
       : p_(p),
         rows_(p.axis[1].n_in),
         cols_(p.axis[2].n_in),
-        n_(needed ? Many * rows_ * cols_ : 0),
+        n_(rows_ * cols_),
         blocks_(ceil_div(n_, L)),
-        masks_(arena.take_array<Mask>(blocks_ * kMasks)),
+        before_(kReach * cols_),
+        behind_(before_ + L),
+        results_in_a_row_(p.n_outer == 1 && p.y_outer[0] == n_),
+        over_w_(arena.take_array<Mask>(blocks_ * kMasks)),
+        over_h_(arena.take_array<Mask>((2 * before_ / L + 4) * kMasks)),
         divisor_(arena.take_array<A>(divides() || lifts() ? blocks_ * L : 0)),
-        lifted_(arena.take_array<A>(lifts() ? blocks_ * L : 0)),
-        last_(inside<L>((blocks_ - 1) * L, n_)) {
-    if (!arena.base || !n_) return;
+        lifted_(with_beside<A>(arena, lifts())),
+        copied_(with_beside<T>(arena, !lifts())),
+        last_(inside<L>((blocks_ - 1) * L, n_)),
+        around_(AroundCaches::gain(p, &Axis::n_out), n_ * i64(sizeof(T)), arena) {
+    if (!arena.base) return;
     fill_masks();
     if (divides() || lifts()) fill_divisors();
   }
-  void run(const T* x, T* y) const {
-    if constexpr (kSame<Fast, Careful>) {  // sums
-      if (lifts()) {
-        lift(x);
-        pool<Fast>(lifted_, y);
-        return;
-      }
+  void run(const Buffers& b, i64 begin, i64 end) {
+    const Extent array = extent_of(p_);
+    for (i64 plane = begin; plane < end; ++plane) {
+      const i64 at = outer_offset(p_, p_.x_outer, plane);
+      T* y = static_cast<T*>(b.y) + outer_offset(p_, p_.y_outer, plane);
+      T* to = reinterpret_cast<T*>(around_.room(reinterpret_cast<char*>(y)));
+      // Results are stored as whole vectors where what lies behind them will be written later.
+      const bool between = at - before_ >= array.begin && at + n_ + behind_ <= array.end,
+                 whole = around_ || (results_in_a_row_ && (end - plane - 1) * n_ >= L);
+      one(static_cast<const T*>(b.x) + at, to, between, whole);
+      around_.wrote(n_ * i64(sizeof(T)));
     }
-    if (pool<Fast>(x, y)) pool<Careful>(x, y);
+    around_.finish();
   }
 
  private:
   bool divides() const { return p_.finish == Finish::divide; }
   bool lifts() const { return p_.lift == Lift::over_divisor; }
-  void fill_masks() {
-    for (i64 i = 0; i < blocks_ * kMasks; ++i) masks_[i] = Mask::all();
-    for (int t = 0; t < K; ++t) {
-      const i64 shift = (t - K / 2) * D;
-      if (!shift) continue;
-      const int mask = t - (t > K / 2);
-      for (i64 r = 0; r < Many * rows_; ++r) {
-        for (i64 c = shift < 0 ? 0 : higher(0, cols_ - shift); c < (shift < 0 ? lower(-shift, cols_) : cols_); ++c)
-          clear(r * cols_ + c, mask);
-        const i64 to = r % rows_ + shift;
-        for (i64 c = 0; Many > 1 && (to < 0 || to >= rows_) && c < cols_; ++c) clear(r * cols_ + c, K - 1 + mask);
+  void one(const T* x, T* y, bool between, bool whole) const {
+    if constexpr (kSame<Fast, Careful>) {  // sums
+      if (lifts()) {
+        lift(x);
+        pool<Fast>(lifted_, y, whole);
+        return;
       }
     }
+    if (!between) {
+      __builtin_memcpy(copied_, x, size_t(n_) * sizeof(T));
+      x = copied_;
+    }
+    if (pool<Fast>(x, y, whole)) pool<Careful>(x, y, whole);
   }
-  void clear(i64 at, int mask) { masks_[at / L * kMasks + mask].clear(at % L); }
+  // Room for a plane, and as much beside it as is read: zeros, among which no NaN is seen.
+  template <class E>
+  E* with_beside(Arena& arena, bool wanted) const {
+    if (!wanted) return nullptr;
+    const i64 all = before_ + n_ + behind_;
+    E* const from = arena.take_array<E>(all);
+    for (i64 i = 0; arena.base && i < all; ++i) from[i] = E{};
+    return from + before_;
+  }
+  void fill_masks() {
+    for (i64 i = 0; i < blocks_ * kMasks; ++i) over_w_[i] = Mask::all();
+    Mask* over_h = over_h_;
+    for (i64 i = 0; i < n_; i += L)
+      for (int m = 0; m < kMasks && !sees_rows_alone(i); ++m)
+        *over_h++ = Mask::of(Part(inside<L>(i + shift(m) * cols_, n_)));
+    for (int m = 0; m < kMasks; ++m) {
+      const i64 by = shift(m), from = by < 0 ? 0 : higher(0, cols_ - by), to = by < 0 ? lower(-by, cols_) : cols_;
+      for (i64 r = 0; r < rows_; ++r)
+        for (i64 c = from; c < to; ++c) {
+          const i64 at = r * cols_ + c;
+          over_w_[at / L * kMasks + m].clear(at % L);
+        }
+    }
+  }
+  // How far off the tap is that has this mask.
+  static i64 shift(int mask) { return (mask + (mask >= K / 2) - K / 2) * D; }
+  // Whether all that the windows of the vector at i see over h are rows of the plane.
+  bool sees_rows_alone(i64 i) const { return i >= before_ && i + behind_ <= n_; }
   // One axis at a time: to ask for each element would take longer than to pool it.
   void fill_divisors() {
     const bool constant = p_.divisor == Divisor::constant;
@@ -91,7 +130,7 @@ class FlatPlanes {
       even_ &= of_row == first_row;
       for (i64 c = 0; c < cols_; ++c) to[c] = A(of_row * of_column[c]);
     }
-    for (; to < divisor_ + blocks_ * L; ++to) *to = to[-rows_ * cols_];  // planes are alike
+    for (; to < divisor_ + blocks_ * L; ++to) *to = 1;  // lanes that are not stored
   }
 
   void lift(const T* x) const {
@@ -106,18 +145,16 @@ class FlatPlanes {
   static ANYPOOL_INLINE V none() {
     return splat<V>(Op::identity().a);
   }
-  // The vector at i, merged over the rows of the window.
-  template <class Op, bool Edge, class From>
-  ANYPOOL_INLINE V column(const From* x, i64 i, const Mask* masks, NaNs<A, L>& nan) const {
-    using Memory = Lanes<From, A, L>;
+  // The vector at i, merged over the rows of the window, of which masks leave out some if there are any.
+  template <class Op, bool Masks, class From>
+  static ANYPOOL_INLINE V column(const From* const* rows, i64 i, const Mask* masks, NaNs<A, L>& nan) {
     return merged_taps<Op, 0, K>([&](auto tap) {
       constexpr int t = decltype(tap)::value;
-      const i64 at = i + (t - K / 2) * D * cols_;
-      V v = Edge ? Memory::load_part(x + at, Part(inside<L>(at, n_)), none<Op>()) : Memory::load(x + at);
+      const V v = Lanes<From, A, L>::load(rows[t] + i);
       if constexpr (t == K / 2) {
         if constexpr (Op::kNumbersOnly) nan.see(v, v);
-      } else if constexpr (Many > 1) {
-        v = masks[K - 1 + t - (t > K / 2)].choose(v, none<Op>());
+      } else if constexpr (Masks) {
+        return masks[t - (t > K / 2)].choose(v, none<Op>());
       }
       return v;
     });
@@ -136,67 +173,41 @@ class FlatPlanes {
   }
   // Returns whether a NaN was there.
   template <class Op, class From>
-  bool pool(const From* x, T* y) const {
+  bool pool(const From* x, T* y, bool whole) const {
     using Memory = Lanes<T, A, L, Op::kNumbersOnly>;
     NaNs<A, L> nan;
-    const i64 reach = kReach * cols_;
-    const Mask* masks = masks_;
+    const Mask *masks = over_w_, *over_h = over_h_;
     const A* divisor = divides() ? divisor_ : nullptr;
-    const i64 each = even_ ? 0 : 1;
-    V before = none<Op>(), here = column<Op, true>(x, 0, masks, nan);
+    const i64 each = even_ ? 0 : 1, n = n_, reach = before_;
+    const From* rows[K];
+    for (int t = 0; t < K; ++t) rows[t] = x + (t - K / 2) * D * cols_;
+    const auto at_rim = [&](i64 i) {
+      const Mask* const masks = over_h;
+      over_h += kMasks;
+      return column<Op, true>(rows, i, masks, nan);
+    };
+    const auto inner = [&](i64 i) { return column<Op, false>(rows, i, nullptr, nan); };
+    V before = none<Op>(), here = at_rim(0);
     i64 i = 0;
     const auto step = [&](V next) {
       const V v = over_w<Op>(before, here, next, masks);
       before = here, here = next, masks += kMasks;
       return divisor ? v / load<V>(divisor + each * i) : v;
     };
-    const auto next = [&](auto edge) { return column<Op, decltype(edge)::value>(x, i + L, masks + kMasks, nan); };
-    for (; i + L < reach && i + L < n_; i += L) Memory::store(y + i, step(next(Tap<true>{})));
-    for (; i + 2 * L + reach <= n_; i += L) Memory::store(y + i, step(next(Tap<false>{})));
-    for (; i + L < n_; i += L) Memory::store(y + i, step(next(Tap<true>{})));
-    Memory::store_part(y + i, step(none<Op>()), last_);
+    for (; i + L < reach && i + L < n; i += L) Memory::store(y + i, step(at_rim(i + L)));
+    for (; i + 2 * L + reach <= n; i += L) Memory::store(y + i, step(inner(i + L)));
+    for (; i + L < n; i += L) Memory::store(y + i, step(at_rim(i + L)));
+    if (whole)
+      Memory::store(y + i, step(none<Op>()));
+    else
+      Memory::store_part(y + i, step(none<Op>()), last_);
     return nan.any();
-  }
-};
-
-// All planes of a plan: tiny ones, whose first and last vectors would be most of them, many at a time.
-template <class T, class A, class Fast, class Careful, int K, int D>
-class AllFlatPlanes {
-  static constexpr int kMany = 16;
-  static constexpr i64 kTiny = 256;  // elements
-  const Plan& p_;
-  const i64 n_;
-  const bool dense_;
-  const FlatPlanes<T, A, Fast, Careful, K, D, 1> one_;
-  const FlatPlanes<T, A, Fast, Careful, K, D, kMany> many_;
-  AroundCaches around_;
-
- public:
-  AllFlatPlanes(const Plan& p, Arena& arena)
-      : p_(p),
-        n_(p.axis[1].n_in * p.axis[2].n_in),
-        dense_(n_ <= kTiny && p.n_outer == 1 && p.x_outer[0] == n_ && p.y_outer[0] == n_),
-        one_(p, arena),
-        many_(p, arena, dense_),
-        around_(AroundCaches::gain(p, &Axis::n_out), (dense_ ? kMany : 1) * n_ * i64(sizeof(T)), arena) {}
-  void run(const Buffers& b, i64 begin, i64 end) {
-    for (i64 plane = begin; plane < end;) {
-      const T* x = static_cast<const T*>(b.x) + outer_offset(p_, p_.x_outer, plane);
-      T* y = static_cast<T*>(b.y) + outer_offset(p_, p_.y_outer, plane);
-      const bool many = dense_ && plane + kMany <= end;
-      const i64 planes = many ? kMany : 1;
-      T* to = reinterpret_cast<T*>(around_.room(reinterpret_cast<char*>(y)));
-      many ? many_.run(x, to) : one_.run(x, to);
-      around_.wrote(planes * n_ * i64(sizeof(T)));
-      plane += planes;
-    }
-    around_.finish();
   }
 };
 
 template <class T, class A, class Fast, class Careful, int K, int D>
 PlanesRun flat_run() {
-  if constexpr (K / 2 * D <= kLanes<A>) return planes_run<AllFlatPlanes<T, A, Fast, Careful, K, D>>();
+  if constexpr (K / 2 * D <= kLanes<A>) return planes_run<FlatPlanes<T, A, Fast, Careful, K, D>>();
   return {};
 }
 template <class T, class A, class Fast, class Careful>
