@@ -49,7 +49,7 @@ ANYPOOL_INLINE To convert(V v) {
     if constexpr (kFrom == 2 && kTo == 4) return (To)_mm512_maskz_cvtepu16_epi32(-1, (__m256i)v);
   }
   if constexpr (sizeof(V) == 64 && kWhole) {
-    if constexpr (kFrom == 2 && kTo == 1) return (To)_mm512_cvtepi16_epi8((__m512i)v);
+    if constexpr (kFrom == 2 && kTo == 1) return (To)_mm512_maskz_cvtepi16_epi8(-1, (__m512i)v);
     if constexpr (kFrom == 4 && kTo == 1) return (To)_mm512_maskz_cvtepi32_epi8(-1, (__m512i)v);
     if constexpr (kFrom == 4 && kTo == 2) return (To)_mm512_maskz_cvtepi32_epi16(-1, (__m512i)v);
   }
