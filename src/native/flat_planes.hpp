@@ -17,20 +17,21 @@ constexpr i64 kFlatPlane = 1 << 14, kFlatRow = 80;  // elements: longer rows gai
 template <class T, class A, class Fast, class Careful, int K, int D>
 class FlatPlanes {
   static constexpr int L = kLanes<A>, kReach = K / 2 * D, kMasks = K - 1;  // one for each tap but that in the middle
+  static constexpr i64 kTiny = 8 * L;
   static_assert(kReach <= L, "a window reaches into the next vector at most");
   using V = Vec<A, L>;
   using Memory = Lanes<T, A, L>;
   using Mask = LaneMask<A, L>;
   const Plan& p_;
-  const i64 rows_, cols_, n_, blocks_;
-  const i64 before_, behind_;  // elements beside a plane that are read
+  const i64 rows_, cols_, plane_;  // plane_: elements
+  const i64 before_, behind_;      // elements beside planes that are read
   const bool results_in_a_row_;
-  Mask *over_w_, *over_h_;  // of each vector; of those that see what lies above or below the plane
+  const i64 together_;      // so many planes without gaps are one row: of tiny ones a vector would be a large part
+  Mask *over_w_, *over_h_;  // of each vector; of those that see what lies above or below a plane
   A* divisor_;              // of each element
   bool even_ = true;        // whether they are all the same
-  A* lifted_;               // a plane of an adjoint, divided
-  T* copied_;               // a plane beside which nothing can be read
-  const Part last_;
+  A* lifted_;               // planes of an adjoint, divided
+  T* copied_;               // planes beside which nothing can be read
   AroundCaches around_;
 
  public:
@@ -38,33 +39,34 @@ class FlatPlanes {
       : p_(p),
         rows_(p.axis[1].n_in),
         cols_(p.axis[2].n_in),
-        n_(rows_ * cols_),
-        blocks_(ceil_div(n_, L)),
+        plane_(rows_ * cols_),
         before_(kReach * cols_),
         behind_(before_ + L),
-        results_in_a_row_(p.n_outer == 1 && p.y_outer[0] == n_),
-        over_w_(arena.take_array<Mask>(blocks_ * kMasks)),
-        over_h_(arena.take_array<Mask>((2 * before_ / L + 4) * kMasks)),
-        divisor_(arena.take_array<A>(divides() || lifts() ? blocks_ * L : 0)),
+        results_in_a_row_(p.n_outer == 1 && p.y_outer[0] == plane_),
+        together_(results_in_a_row_ && p.x_outer[0] == plane_ && plane_ <= kTiny ? higher(1, lower(16, p.outer[0]))
+                                                                                 : 1),
+        over_w_(arena.take_array<Mask>(blocks() * kMasks)),
+        over_h_(arena.take_array<Mask>((together_ > 1 ? blocks() : 2 * before_ / L + 4) * kMasks)),
+        divisor_(arena.take_array<A>(divides() || lifts() ? blocks() * L : 0)),
         lifted_(with_beside<A>(arena, lifts())),
         copied_(with_beside<T>(arena, !lifts())),
-        last_(inside<L>((blocks_ - 1) * L, n_)),
-        around_(AroundCaches::gain(p, &Axis::n_out), n_ * i64(sizeof(T)), arena) {
+        around_(AroundCaches::gain(p, &Axis::n_out), together_ * plane_ * i64(sizeof(T)), arena) {
     if (!arena.base) return;
     fill_masks();
     if (divides() || lifts()) fill_divisors();
   }
   void run(const Buffers& b, i64 begin, i64 end) {
     const Extent array = extent_of(p_);
-    for (i64 plane = begin; plane < end; ++plane) {
-      const i64 at = outer_offset(p_, p_.x_outer, plane);
+    for (i64 plane = begin; plane < end;) {
+      const i64 planes = lower(together_, end - plane), n = planes * plane_, at = outer_offset(p_, p_.x_outer, plane);
       T* y = static_cast<T*>(b.y) + outer_offset(p_, p_.y_outer, plane);
       T* to = reinterpret_cast<T*>(around_.room(reinterpret_cast<char*>(y)));
+      plane += planes;
       // Results are stored as whole vectors where what lies behind them will be written later.
-      const bool between = at - before_ >= array.begin && at + n_ + behind_ <= array.end,
-                 whole = around_ || (results_in_a_row_ && (end - plane - 1) * n_ >= L);
-      one(static_cast<const T*>(b.x) + at, to, between, whole);
-      around_.wrote(n_ * i64(sizeof(T)));
+      const bool between = at - before_ >= array.begin && at + n + behind_ <= array.end,
+                 whole = around_ || (results_in_a_row_ && (end - plane) * plane_ >= L);
+      some(static_cast<const T*>(b.x) + at, to, n, between, whole);
+      around_.wrote(n * i64(sizeof(T)));
     }
     around_.finish();
   }
@@ -72,48 +74,55 @@ class FlatPlanes {
  private:
   bool divides() const { return p_.finish == Finish::divide; }
   bool lifts() const { return p_.lift == Lift::over_divisor; }
-  void one(const T* x, T* y, bool between, bool whole) const {
+  i64 blocks() const { return ceil_div(together_ * plane_, L); }
+  void some(const T* x, T* y, i64 n, bool between, bool whole) const {
     if constexpr (kSame<Fast, Careful>) {  // sums
       if (lifts()) {
-        lift(x);
-        pool<Fast>(lifted_, y, whole);
+        lift(x, n);
+        pool<Fast>(lifted_, y, n, whole);
         return;
       }
     }
     if (!between) {
-      __builtin_memcpy(copied_, x, size_t(n_) * sizeof(T));
+      __builtin_memcpy(copied_, x, size_t(n) * sizeof(T));
       x = copied_;
     }
-    if (pool<Fast>(x, y, whole)) pool<Careful>(x, y, whole);
+    if (pool<Fast>(x, y, n, whole)) pool<Careful>(x, y, n, whole);
   }
-  // Room for a plane, and as much beside it as is read: zeros, among which no NaN is seen.
+  // Room for planes, and as much beside them as is read: zeros, among which no NaN is seen.
   template <class E>
   E* with_beside(Arena& arena, bool wanted) const {
     if (!wanted) return nullptr;
-    const i64 all = before_ + n_ + behind_;
+    const i64 all = before_ + together_ * plane_ + behind_;
     E* const from = arena.take_array<E>(all);
     for (i64 i = 0; arena.base && i < all; ++i) from[i] = E{};
     return from + before_;
   }
   void fill_masks() {
-    for (i64 i = 0; i < blocks_ * kMasks; ++i) over_w_[i] = Mask::all();
-    Mask* over_h = over_h_;
-    for (i64 i = 0; i < n_; i += L)
-      for (int m = 0; m < kMasks && !sees_rows_alone(i); ++m)
-        *over_h++ = Mask::of(Part(inside<L>(i + shift(m) * cols_, n_)));
+    for (i64 i = 0; i < blocks() * kMasks; ++i) over_w_[i] = Mask::all();
+    if (together_ == 1) {
+      Mask* over_h = over_h_;
+      for (i64 i = 0; i < plane_; i += L)
+        for (int m = 0; m < kMasks && !sees_rows_alone(i); ++m)
+          *over_h++ = Mask::of(Part(inside<L>(i + shift(m) * cols_, plane_)));
+    } else {
+      for (i64 i = 0; i < blocks() * kMasks; ++i) over_h_[i] = Mask::all();
+    }
     for (int m = 0; m < kMasks; ++m) {
       const i64 by = shift(m), from = by < 0 ? 0 : higher(0, cols_ - by), to = by < 0 ? lower(-by, cols_) : cols_;
-      for (i64 r = 0; r < rows_; ++r)
-        for (i64 c = from; c < to; ++c) {
-          const i64 at = r * cols_ + c;
-          over_w_[at / L * kMasks + m].clear(at % L);
-        }
+      for (i64 r = 0; r < together_ * rows_; ++r) {
+        for (i64 c = from; c < to; ++c) clear(over_w_, r * cols_ + c, m);
+        const i64 seen = r % rows_ + by;
+        if (together_ > 1 && (seen < 0 || seen >= rows_))
+          for (i64 c = 0; c < cols_; ++c) clear(over_h_, r * cols_ + c, m);
+      }
     }
   }
+  static void clear(Mask* masks, i64 at, int mask) { masks[at / L * kMasks + mask].clear(at % L); }
   // How far off the tap is that has this mask.
   static i64 shift(int mask) { return (mask + (mask >= K / 2) - K / 2) * D; }
-  // Whether all that the windows of the vector at i see over h are rows of the plane.
-  bool sees_rows_alone(i64 i) const { return i >= before_ && i + behind_ <= n_; }
+  // Whether all that the windows of the vector at i see over h are rows of the one plane.
+  bool sees_rows_alone(i64 i) const { return i >= before_ && i + behind_ <= plane_; }
   // One axis at a time: to ask for each element would take longer than to pool it.
   void fill_divisors() {
     const bool constant = p_.divisor == Divisor::constant;
@@ -130,15 +139,15 @@ class FlatPlanes {
       even_ &= of_row == first_row;
       for (i64 c = 0; c < cols_; ++c) to[c] = A(of_row * of_column[c]);
     }
-    for (; to < divisor_ + blocks_ * L; ++to) *to = 1;  // lanes that are not stored
+    for (; to < divisor_ + blocks() * L; ++to) *to = to[-plane_];  // planes are alike
   }
 
-  void lift(const T* x) const {
+  void lift(const T* x, i64 n) const {
     const i64 each = even_ ? 0 : 1;
     const auto over_divisor = [&](V v, i64 i) { anypool::store(lifted_ + i, v / load<V>(divisor_ + each * i)); };
-    const i64 last = (blocks_ - 1) * L;
-    for (i64 i = 0; i < last; i += L) over_divisor(Memory::load(x + i), i);
-    over_divisor(Memory::load_part(x + last, last_, V{}), last);
+    i64 i = 0;
+    for (; i + L < n; i += L) over_divisor(Memory::load(x + i), i);
+    over_divisor(Memory::load_part(x + i, Part({0, n - i}), V{}), i);
   }
 
   template <class Op>
@@ -173,12 +182,12 @@ class FlatPlanes {
   }
   // Returns whether a NaN was there.
   template <class Op, class From>
-  bool pool(const From* x, T* y, bool whole) const {
+  bool pool(const From* x, T* y, i64 n, bool whole) const {
     using Memory = Lanes<T, A, L, Op::kNumbersOnly>;
     NaNs<A, L> nan;
     const Mask *masks = over_w_, *over_h = over_h_;
     const A* divisor = divides() ? divisor_ : nullptr;
-    const i64 each = even_ ? 0 : 1, n = n_, reach = before_;
+    const i64 each = even_ ? 0 : 1, reach = together_ > 1 ? n : before_;
     const From* rows[K];
     for (int t = 0; t < K; ++t) rows[t] = x + (t - K / 2) * D * cols_;
     const auto at_rim = [&](i64 i) {
@@ -200,7 +209,7 @@ class FlatPlanes {
     if (whole)
       Memory::store(y + i, step(none<Op>()));
     else
-      Memory::store_part(y + i, step(none<Op>()), last_);
+      Memory::store_part(y + i, step(none<Op>()), Part({0, n - i}));
     return nan.any();
   }
 };

@@ -52,11 +52,9 @@ class WindowRows {
   ANYPOOL_INLINE void next() {
     for (int i = 0; i < kOnTheirOwn; ++i) at_[i] += step_[i];
   }
-  template <int S>
-  __attribute__((noinline)) void read_new(const FusedJob& job) const {
-    const T* at[kRows];
-    for (int i = 0; i < kRows; ++i) at[i] = (*this)[i];
-    read_new_rows<T, KD, KH, S>(at, job.cols, job.ahead);
+  // One by one: a copy would load in one piece what was just stored in several, and wait until it has left for the cache.
+  ANYPOOL_INLINE void list(const T** to) const {
+    for (int i = 0; i < kRows; ++i) to[i] = (*this)[i];
   }
 };
 
@@ -109,7 +107,7 @@ class Fused {
 #else
   __attribute__((noinline))
 #endif
-  V edge(const Rows& rows, i64 c, const Part& part, NaNs<A, L>& nan) const {
+  V edge(const T* const* rows, i64 c, const Part& part, NaNs<A, L>& nan) const {
     V v[kRows];
     for (int i = 0; i < kRows; ++i) {
       if constexpr (Masked)
@@ -156,10 +154,11 @@ class Fused {
       phases(rows, c, p, nan);
       for (int s = 0; s < S; ++s) p.v[s] = end.kept[s].choose(p.v[s], none());
     } else {
-      const Rows copy = rows;  // would have to lie in memory in the loop, too, as would NaNs
+      const T* at[kRows];  // not the rows themselves: they would lie in memory in the loop, too, as would the NaNs
+      rows.list(at);
       NaNs<A, L> seen;
       V v[S];
-      for (int s = 0; s < S; ++s) v[s] = end.part[s].empty() ? none() : edge(copy, c + s * L, end.part[s], seen);
+      for (int s = 0; s < S; ++s) v[s] = end.part[s].empty() ? none() : edge(at, c + s * L, end.part[s], seen);
       nan.add(seen);
       p.set(v);
     }
@@ -207,7 +206,11 @@ class Fused {
     y += from * y_step;
     NaNs<A, L> all;
     for (i64 r = from; r < to; ++r, y += y_step) {
-      if (in_order) Rows(at).template read_new<S>(job_);
+      if (in_order) {
+        const T* seen[kRows];
+        at.list(seen);
+        read_new_rows<T, KD, KH, S>(seen, job_.cols, job_.ahead);
+      }
       T* out = reinterpret_cast<T*>(y);
       if constexpr (S == 1)
         if (job_.around) out = reinterpret_cast<T*>(job_.around->room(y));

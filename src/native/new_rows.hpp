@@ -49,7 +49,7 @@ inline bool beyond_caches(const Plan& p) {
 
 // The last S of the KH rows on each d, at once if they follow one another, with a line between them at most.
 template <class T, int KD, int KH, int S>
-ANYPOOL_INLINE void read_new_rows(const T* const* rows, i64 cols, const Ahead& ahead) {
+__attribute__((noinline)) void read_new_rows(const T* const* rows, i64 cols, const Ahead& ahead) {
   constexpr int kNew = S < KH ? S : KH;
   const i64 bytes = cols * i64(sizeof(T));
   const auto from_to = [](const T* a, const T* b) { return reinterpret_cast<i64>(b) - reinterpret_cast<i64>(a); };
@@ -87,6 +87,9 @@ struct NaNs {
   ANYPOOL_INLINE void see(V a, V b) { found |= either_nan(a, b); }
   void add(const NaNs& other) { found |= other.found; }
   bool any() const {
+#if defined(__AVX2__)
+    if constexpr (sizeof(V) == 32) return _mm256_movemask_epi8((__m256i)found) != 0;
+#endif
     bool any = false;
     for (int i = 0; i < L; ++i) any |= found[i] != 0;
     return any;
