@@ -66,11 +66,8 @@ template <>
 struct WiderByte<uint8_t> {
   using type = uint16_t;
 };
-// Whether at most a row's first and last windows see its padding alone; none where they do not overlap.
-inline bool near(const Axis& w) {
-  const i64 most = w.kernel * w.dilation;
-  return w.pad <= most - (w.kernel <= w.stride) && w.pad_hi <= most;
-}
+// Whether every window that begins before a row sees some of it, and those at its end begin less than a window behind it.
+inline bool near(const Axis& w) { return w.pad <= (w.kernel - 1) * w.dilation && w.pad_hi <= w.kernel * w.dilation; }
 // Fast may lose a NaN, Careful does not, Wide has room for pictures of bytes to be shuffled in.
 template <class T, class Fast, class Careful, class Wide>
 FusedChoice fused_choice(const Plan& p) {
@@ -392,7 +389,8 @@ class FusedRows {
       const i64 plane = p_.x_stride[0] * bytes_;
       const char* x = static_cast<const char*>(buffers.x) + outer_offset(p_, p_.x_outer, t_.outer) * bytes_;
       field_ = {x + wd.start * plane, wd.step * plane, p_.x_stride[1] * bytes_, 0, w.n_in * unit_};
-      if (field_.row == field_.cols * bytes_) {  // what lies between the rows of a view may be anything: a NaN, say
+      // What lies between the rows of a view may be anything: a NaN, say.
+      if (!buffers.rows_alone && field_.row == field_.cols * bytes_) {
         const Extent array = extent_of(p_);
         job.x_begin = static_cast<const char*>(buffers.x) + array.begin * bytes_;
         job.x_end = static_cast<const char*>(buffers.x) + array.end * bytes_;

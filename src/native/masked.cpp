@@ -297,6 +297,7 @@ void Masked::merge(const Unit& u, Recipe Passes::* which, const Memory& m, const
   Buffers b{};
   b.x = x - (u.d0 * x_[0] + u.h0 * x_[1]) * size_of(p.in);
   b.y = y;
+  b.rows_alone = !planes_;
   char* opened = which == &Passes::values ? m.values : m.totals;
   if (u.planes < planes_) {
     const Recipe& rest = rest_.*which;

@@ -74,10 +74,11 @@ struct Plan {
 struct Buffers {
   const void* x;
   void* y;
-  void* code;          // written by forward, read by the selecting backward
-  const void* aux;     // over_power, over_exp; or the mask
-  const void* post;    // times_*
-  uint64_t empty = 0;  // bits of the result of a window in which nothing counts
+  void* code;               // written by forward, read by the selecting backward
+  const void* aux;          // over_power, over_exp; or the mask
+  const void* post;         // times_*
+  uint64_t empty = 0;       // bits of the result of a window in which nothing counts
+  bool rows_alone = false;  // x is where the input would begin, of which the rows that tasks see are all there is
 };
 
 // Rows of n elements in which those that do not count are replaced. Elements are bits: `largest` is the largest magnitude
