@@ -145,7 +145,7 @@ MUTATIONS = (
     Mutation("native: rows are read beyond the array", "native/fused.hpp",
              "return begin_ + at >= reinterpret_cast<i64>(job_.x_begin) &&", "return", ("tests/test_bounds.py",)),
     Mutation("native: flat planes see the planes beside them", "native/flat_planes.hpp",
-             "Mask::of(Part(inside<L>(i + shift(m) * cols_, n_)))", "Mask::all()", KERNELS),
+             "Mask::of(Part(inside<L>(i + shift(m) * cols_, plane_)))", "Mask::all()", KERNELS),
     Mutation("native: windows over planes in lanes lose the end of the block before", "native/lane_planes.hpp",
              "if (s == b || b == 0)", "if (s != first)", KERNELS),
     Mutation("native: wide windows forget where they began", "native/wide_rows.hpp",
