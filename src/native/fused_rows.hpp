@@ -250,7 +250,7 @@ class FusedRows {
         around_{{goes_around(), unit_bytes(), arena}, {goes_around() && choice_.pixels, unit_bytes(), arena}} {
     if (!choice_.run) return;
     const i64 row = choice_.pixels ? p_.inner : p_.axis[2].n_in * unit_;
-    if (choice_.pixels || may_miss(p_.axis[0]) || may_miss(p_.axis[1]))  // short rows are read with what is beside them
+    if (choice_.pixels || may_miss(p_.axis[0]) || may_miss(p_.axis[1]))  // rows are read with what is beside them
       none_ = arena.take(row * bytes_ + 2 * kBeside) + kBeside;
     const i64 column = 2 * (p_.inner + 64) * size_of(p_.acc == DType::u8 ? DType::u16 : p_.acc);  // of two output rows
     if (choice_.pixels && column * (p_.axis[2].kernel - 1) <= kKeptBytes)

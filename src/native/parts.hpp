@@ -212,8 +212,8 @@ struct LaneMask {
   ANYPOOL_INLINE void clear(i64 lane) { flags[lane] = 0; }
   ANYPOOL_INLINE V choose(V v, V none) const {
 #if defined(__AVX2__)
-    if constexpr (sizeof(V) ==
-                  32) {  // the compiler does not know that flags are all or nothing, and would compare them first
+    // The compiler does not know that flags are all or nothing, and would compare them with zero first.
+    if constexpr (sizeof(V) == 32) {
       V chosen;
       if constexpr (sizeof(A) >= 4)
         asm("vblendvps %1, %2, %3, %0" : "=x"(chosen) : "x"(flags), "xm"(v), "x"(none));
