@@ -230,6 +230,9 @@ def test_one_nan_in_the_first_rows_of_a_plane(window, dtype):
             for reduction in ("max", "min"):
                 windows = {"axes": (1, 2), "kernel_size": size, "stride": stride, "padding": padding}
                 assert tolerance.same_bits(*both(y, reduction, **windows)), (n, plane, row, reduction)
+                (native, places), (reference, wanted) = both(y, reduction, return_indices=True, **windows)
+                assert tolerance.same_bits(native, reference), (n, plane, row, reduction)
+                np.testing.assert_array_equal(places, wanted)
 
 
 @pytest.mark.parametrize("reduction", ["max", "min"])
@@ -505,6 +508,29 @@ def test_winners(window, reduction, dtype):
                 y, pullback = ap.vjp(ap.pool, x, reduction, **axes, **kwargs)
                 gradients.append(pullback(np.ones_like(y)))
         np.testing.assert_array_equal(*(g.astype(np.float64) for g in gradients))
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALVES])
+@pytest.mark.parametrize(
+    "window", [(2, 2, 0), (2, 2, 1), (2, 1, 0), (3, 2, 0), (3, 2, 1), (3, 1, 0), (3, 1, 1)], ids=str
+)
+def test_winners_of_rows_of_every_length(window, dtype):
+    """Rows without gaps are read with what lies beside them, which wins nothing; others are not."""
+    kernel, stride, padding = window
+    kwargs = {"axes": (1, 2), "kernel_size": kernel, "stride": stride, "padding": padding}
+    for columns in range(kernel, 80):
+        values = cases.rng(columns).integers(0, 4, (3, 7, columns + 1)).astype(cases.dtype_of(dtype))
+        values[0, 1:4, :5] = values[2, 2:5, columns // 2 :] = -np.inf  # windows in which nothing is larger
+        for x in (np.ascontiguousarray(values[:, :, 1:]), values[:, :, :-1]):
+            (native, places), (reference, wanted) = both(x, "max", return_indices=True, **kwargs)
+            assert tolerance.same_bits(native, reference), columns
+            np.testing.assert_array_equal(places, wanted, str(columns))
+            gradients = []
+            for name in ("native", "reference"):
+                with ap.backends.use(name):
+                    y, pullback = ap.vjp(ap.pool, x, "max", **kwargs)
+                    gradients.append(pullback(np.ones_like(y)).astype(np.float64))
+            np.testing.assert_array_equal(*gradients, str(columns))
 
 
 # ---- how backends cut and remember their work ------------------------------------------------------------------------

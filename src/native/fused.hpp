@@ -58,6 +58,66 @@ class WindowRows {
   }
 };
 
+// The rows of a plane's first window that kernels take to have been looked through for the window before.
+template <class T, class A, int KD, int KH, int S>
+__attribute__((noinline)) void see_first_rows(const FusedJob& job, i64 plane, NaNs<A, kLanes<A>>& nan) {
+  constexpr int L = kLanes<A>;
+  using Memory = Lanes<T, A, L, true>;
+  const WindowRows<T, KD, KH> rows(job, plane, 0);
+  for (int i = 0; i < KD * KH; ++i) {
+    if (i % KH >= KH - S || job.rows[i] == job.none) continue;
+    const bool whole = reinterpret_cast<const char*>(rows[i] + round_up(job.cols, L)) <= job.x_end;
+    for (i64 c = 0; c < job.cols; c += L) {
+      const auto v =
+          whole ? Memory::load(rows[i] + c) : Memory::load_part(rows[i] + c, Part(inside<L>(c, job.cols)), Vec<A, L>{});
+      nan.see(v, v);
+    }
+  }
+}
+
+// Which output rows lie between others: all that is read for them lies in the array, if not in their rows.
+class RowsBetween {
+  const FusedJob& job_;
+  i64 begin_ = INT64_MAX, end_ = INT64_MIN, step_ = 0;  // of what the first one reads, and how far the next is
+
+  bool between(i64 plane, i64 r) const {
+    const i64 at = plane * job_.x_plane + r * step_;
+    return begin_ + at >= reinterpret_cast<i64>(job_.x_begin) && end_ + at <= reinterpret_cast<i64>(job_.x_end);
+  }
+
+ public:
+  // Bytes [first, last) are read, from the beginning of each of so many rows.
+  RowsBetween(const FusedJob& job, int rows, i64 first, i64 last) : job_(job) {
+    for (int i = 0; i < rows; ++i) {
+      if (job.rows[i] == job.none) continue;
+      const i64 row = reinterpret_cast<i64>(job.rows[i]);
+      begin_ = lower(begin_, row + first), end_ = higher(end_, row + last);
+      step_ = job.step[i];
+    }
+    if (begin_ > end_) begin_ = end_ = reinterpret_cast<i64>(job.x_begin);  // no row is there
+  }
+  // f(from, to, whether they do), for all rows of a plane in order: those at the ends of the array do not.
+  template <class F>
+  ANYPOOL_INLINE void each(i64 plane, F&& f) const {
+    i64 from = 0, to = job_.count;
+    while (from < to && !between(plane, from)) ++from;
+    while (from < to && !between(plane, to - 1)) --to;
+    f(i64(0), from, false);
+    f(from, to, true);
+    f(to, job_.count, false);
+  }
+};
+
+// How many output rows may be stored as whole vectors of L results of so many bytes: they lie without gaps, and what is
+// written behind them, later ones cover.
+template <int L>
+i64 stored_whole(const FusedJob& job, i64 bytes) {
+  const i64 beyond = round_up(job.n, L) - job.n;
+  if (beyond == 0 || job.around) return job.count;
+  if (job.y_step != job.n * bytes) return 0;
+  return higher(0, job.count - ceil_div(higher(0, beyond - job.y_behind / bytes), job.n));
+}
+
 // Back: the window starts a column before the row does, and moves by two.
 template <class T, class Op, int KD, int KH, int KW, int S, int DW = 1, Beside B = Beside::nothing, bool Back = false>
 class Fused {
@@ -79,7 +139,7 @@ class Fused {
   Part last_;            // of the last results
   i64 whole_ = 0;        // outputs before the last ones, whose columns all lie inside
   int tails_ = 0;
-  i64 begin_ = INT64_MAX, end_ = INT64_MIN, step_ = 0;  // of what the first output row reads, and how far the next is
+  i64 read_ = 0;  // columns, behind the last one that is read
   NaNs<A, L> nan_;
 
   static ANYPOOL_INLINE V none() { return splat<V>(Op::identity().a); }
@@ -266,33 +326,6 @@ class Fused {
     }
     rows<0>(plane, from, to, between, whole, y, counted);
   }
-  // Whether all columns that are read for an output row lie in the array, if not in their row.
-  bool between(i64 plane, i64 r) const {
-    const i64 at = plane * job_.x_plane + r * step_;
-    return begin_ + at >= reinterpret_cast<i64>(job_.x_begin) && end_ + at <= reinterpret_cast<i64>(job_.x_end);
-  }
-  // Output rows behind which something may be written: they lie without gaps, and later ones there.
-  i64 stored_whole() const {
-    const i64 bytes = job_.n * i64(sizeof(T)), beyond = round_up(job_.n, L) * i64(sizeof(T)) - bytes;
-    if (beyond == 0 || job_.around) return job_.count;
-    if (job_.y_step != bytes) return 0;
-    return higher(0, job_.count - ceil_div(higher(0, beyond - job_.y_behind), bytes));
-  }
-  // The rows of the first window that `rows` takes to have been seen by the one before.
-  void see_first(i64 plane) {
-    if constexpr (Op::kNumbersOnly) {
-      const Rows rows(job_, plane, 0);
-      for (int i = 0; i < kRows; ++i) {
-        if (i % KH >= KH - S || job_.rows[i] == job_.none) continue;
-        const bool whole = reinterpret_cast<const char*>(rows[i] + round_up(job_.cols, L)) <= job_.x_end;
-        for (i64 c = 0; c < job_.cols; c += L) {
-          const V v =
-              whole ? Memory::load(rows[i] + c) : Memory::load_part(rows[i] + c, Part(inside<L>(c, job_.cols)), V{});
-          nan_.see(v, v);
-        }
-      }
-    }
-  }
 
  public:
   explicit Fused(const FusedJob& job) : job_(job), start_(job.start - kBack), first_(start_, job.cols) {
@@ -303,13 +336,7 @@ class Fused {
       for (; whole_ + L <= job.n && c + step <= job.cols; c += step) whole_ += L;
     for (i64 o = whole_; o < job.n; o += L, c += step) tail_[tails_++] = End(c, job.cols);
     last_ = Part({0, (job.n - 1) % L + 1});
-    for (int i = 0; i < kRows; ++i) {
-      if (job.rows[i] == job.none) continue;
-      const i64 row = reinterpret_cast<i64>(job.rows[i]), size = sizeof(T);
-      begin_ = lower(begin_, row + (kBack > 0 ? start_ + step : start_) * size), end_ = higher(end_, row + c * size);
-      step_ = job.step[i];
-    }
-    if (begin_ > end_) begin_ = end_ = reinterpret_cast<i64>(job.x_begin);  // no row is there
+    read_ = c;
   }
   static bool run(const FusedJob& job) {
     if constexpr (S == 2 && KW <= 3 && !Masked && !Back)
@@ -321,16 +348,16 @@ class Fused {
       else
         return 0;
     }();
-    const i64 whole = f.stored_whole();
+    const i64 size = sizeof(T), whole = stored_whole<L>(job, size), read = kBack > 0 ? f.start_ + L * S : f.start_;
+    const RowsBetween between(job, Masked ? 0 : kRows, read * size, f.read_ * size);
     for (i64 plane = 0; plane < job.planes; ++plane) {
-      if (job.planes > 1) f.see_first(plane);
+      if constexpr (Op::kNumbersOnly)
+        if (job.planes > 1) see_first_rows<T, A, KD, KH, S>(job, plane, f.nan_);
       char* y = job.y + plane * job.y_plane;
-      i64 from = 0, to = Masked ? 0 : job.count;  // rows at the ends of the array do not lie between others
-      while (from < to && !f.between(plane, from)) ++from;
-      while (from < to && !f.between(plane, to - 1)) --to;
-      f.rows(plane, 0, from, false, whole, y, counted);
-      f.rows(plane, from, to, true, whole, y, counted);
-      f.rows(plane, to, job.count, false, whole, y, counted);
+      if constexpr (Masked)
+        f.rows(plane, 0, job.count, false, whole, y, counted);
+      else
+        between.each(plane, [&](i64 from, i64 to, bool is) { f.rows(plane, from, to, is, whole, y, counted); });
     }
     return f.nan_.any();
   }

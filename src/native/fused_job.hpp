@@ -87,7 +87,7 @@ struct FusedJob {
   // The winners' offsets or indices: where they go; those of the window's taps; those of its first tap that is not absent,
   // as the sum of what the rows and what each column contributes; and the index of its first tap.
   char* codes;
-  i64 codes_step;
+  i64 codes_step, codes_plane = 0;
   const int32_t* tap;
   int32_t first_row;
   const int32_t* first_column;

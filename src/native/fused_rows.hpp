@@ -133,7 +133,7 @@ inline FusedChoice coded_choice_of(const Plan& p) {
     }
     return nullptr;
   });
-  return {run, false, true};
+  return run ? FusedChoice{run, false, true, false, true} : FusedChoice{};
 }
 
 template <class A, class Op>
@@ -231,6 +231,7 @@ class FusedRows {
   ByteDivision byte_division_;
   int32_t taps_[kFusedRows * 3];
   int32_t* first_column_ = nullptr;
+  i64 columns_of_ = -1;  // the first output for which first_column_ holds
   char* codes_ = nullptr;
   char* loaded_ = nullptr;  // rows, as many of each plane
   i64 loaded_row_ = 0, loaded_rows_ = 0;
@@ -356,8 +357,8 @@ class FusedRows {
     FusedJob job;
     begin(buffers, wd, y_step, job);
     job.planes = planes, job.x_plane = p_.x_outer[p_.n_outer - 1] * bytes_;
-    if (job.in_order) read_in_order(field_.at, planes * job.x_plane), job.in_order = false;
     job.y_plane = p_.y_outer[p_.n_outer - 1] * bytes_;
+    if (p_.code != Code::none) job.codes_plane = p_.code_outer[p_.n_outer - 1] * code_bytes();
     for (i64 oh = 0; oh < h.n_out; oh += job.count) {
       const Window wh = window_of(h, oh);
       job.count = alike(oh, h.n_out, wh);
@@ -439,6 +440,7 @@ class FusedRows {
     job.by.divisor = divisor_ ? divisor_row(oh) : nullptr;  // which also says what it holds
     job.by.reciprocal = reciprocal_, job.by.bytes = byte_division_;
   }
+  i64 code_bytes() const { return p_.code == Code::index ? 8 : 1; }
   i64 place(i64 d, i64 h, i64 w) const {  // of an element, as the winners are counted
     const bool index = p_.code == Code::index;
     return (d * (index ? p_.axis[1].n_in : p_.axis[1].kernel) + h) * (index ? p_.axis[2].n_in : p_.axis[2].kernel) + w;
@@ -451,9 +453,10 @@ class FusedRows {
   }
   // For a tile, and then for the rows from oh on.
   void place_codes(const Buffers& buffers, FusedJob& job) {
-    const i64 bytes = p_.code == Code::index ? 8 : 1;
-    for (i64 o = 0; o < t_.outputs() + 64; ++o)
+    const i64 bytes = code_bytes();
+    for (i64 o = 0; t_.ow0 != columns_of_ && o < t_.outputs() + 64; ++o)
       first_column_[o] = o < t_.outputs() ? int32_t(window_of(p_.axis[2], t_.ow0 + o).lo) : 0;
+    columns_of_ = t_.ow0;
     job.tap = taps_, job.first_column = first_column_;
     codes_ =
         static_cast<char*>(buffers.code) +
