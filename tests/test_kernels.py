@@ -352,6 +352,33 @@ def test_bins_that_differ(bins, dtype):
             assert tolerance.same_bits(native, reference), which
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("planes", [1, 19])
+def test_planes_as_windows(planes, dtype):
+    """Whatever the rows and the columns of a plane, and wherever the next one lies."""
+    ways = set()
+    for rows, columns in itertools.product((1, 3, 7, 8, 9, 17, 41), (1, 7, 8, 9, 28, 33, 64, 112, 300)):
+        kwargs = {"kernel_size": (rows, columns), "axes": (1, 2)}
+        for which in ("numbers", "one NaN at the end"):
+            x = cases.special((planes, rows + 1, columns), cases.dtype_of(dtype), which)
+            for view in (x[:, 1:].copy(), x[:, 1:], x[::-1, :-1]):
+                for reduction in ("max", "mean")[: 1 + (which == "numbers")]:
+                    assert tolerance.same_bits(*both(view, reduction, **kwargs)), (rows, columns, which, reduction)
+            ways.add(ap.explain(ap.pool, x[:, 1:], "max", **kwargs).kernel)
+    assert any("planes at once" in way for way in ways)
+
+
+@pytest.mark.parametrize("shape", [(1100, 7, 1100), (900, 100, 100), (2400, 64, 56)])
+def test_planes_that_no_cache_holds(shape):
+    """Rows are read in another order than those of the same planes alone, but merged in the same one."""
+    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    kwargs = {"kernel_size": shape[1:], "axes": (1, 2)}
+    for reduction in ("max", "sum"):
+        y = ap.pool(x, reduction, **kwargs)
+        for plane in (0, 17, -1):
+            assert tolerance.same_bits(y[plane], ap.pool(x[plane], reduction, kernel_size=shape[1:], axes=(0, 1)))
+
+
 # (shape, output size): on planes whose rows fit a vector, or half of one.
 NARROW = {
     "3x5 of 7x7": ((3, 23, 7, 7), (3, 5)),

@@ -143,16 +143,7 @@ class NarrowPlanes {
   template <class Op>
   static ANYPOOL_INLINE V over_rows(const V* v, i64 n) {
     const auto tap = [v](auto t) { return v[decltype(t)::value]; };
-    switch (n) {
-      case 1: return v[0];
-      case 2: return merged_taps<Op, 0, 2>(tap);
-      case 3: return merged_taps<Op, 0, 3>(tap);
-      case 4: return merged_taps<Op, 0, 4>(tap);
-      case 5: return merged_taps<Op, 0, 5>(tap);
-      case 6: return merged_taps<Op, 0, 6>(tap);
-      case 7: return merged_taps<Op, 0, 7>(tap);
-      default: return merged_taps<Op, 0, 8>(tap);
-    }
+    return with_number<8>(n, [&](auto taps) { return merged_taps<Op, 0, decltype(taps)::value>(tap); });
   }
   template <class Op, int Two>
   ANYPOOL_INLINE void merge(const V* rows, T* to) const {

@@ -229,6 +229,13 @@ ANYPOOL_INLINE auto merged_taps(F&& f) {
                                                        merged_taps<Op, From + half, N - half>(f));
   }
 }
+// f(Tap<n>) for a number from 1 to Most that is known at run time.
+template <int Most, class F>
+ANYPOOL_INLINE auto with_number(i64 n, F&& f) {
+  if constexpr (Most > 1)
+    if (n < Most) return with_number<Most - 1>(n, f);
+  return f(Tap<Most>{});
+}
 
 }  // namespace
 }  // namespace anypool
