@@ -58,7 +58,7 @@ def run(job: Pass, source: Source, out: Array, *, codes: Array | None = None, co
                     y = windows.at(y)
                 if is_float(job.result) and not n.all():
                     y = np.where(n > 0, y, np.nan)
-                out[box] = y
+                out[box] = _rounded(y, out)
             if counts is not None:
                 counts[box] = n
 
@@ -269,4 +269,9 @@ def _write(job: Pass, sums: Array, base: int, out: Array, box: Box) -> None:
     axis = job.axes[0]
     place = [slice(None) if a in job.axes else s for a, s in enumerate(box)]
     place[axis] = slice(base, base + sums.shape[axis])
-    out[tuple(place)] = sums
+    out[tuple(place)] = _rounded(sums, out)
+
+
+def _rounded(a: Array, out: Array) -> Array:
+    """Round float64 to float32 on the way to bfloat16, as PyTorch does; ml_dtypes did so before 0.7."""
+    return a.astype(np.float32, copy=False) if out.dtype.name == "bfloat16" else a
