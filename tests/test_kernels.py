@@ -368,7 +368,7 @@ def test_planes_as_windows(planes, dtype):
     assert any("planes at once" in way for way in ways)
 
 
-@pytest.mark.parametrize("shape", [(1100, 7, 1100), (900, 100, 100), (2400, 64, 56)])
+@pytest.mark.parametrize("shape", [(5000, 7, 250), (900, 100, 100), (2400, 64, 56)])
 def test_planes_that_no_cache_holds(shape):
     """Rows are read in another order than those of the same planes alone, but merged in the same one."""
     x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
