@@ -75,6 +75,44 @@ def test_gradients_of_narrow_windows(kernel, stride, dtype):
             assert tolerance.same_bits(*gradients), (columns, padding)
 
 
+# Windows over rows, by how many of their outputs an input row is seen: kernel, stride, dilation.
+SEEN_BY = {
+    "one": (1, 1, 1),
+    "none or one": (2, 3, 1),
+    "one or two": (3, 2, 1),
+    "up to three": (3, 1, 1),
+    "up to three, two apart": (3, 1, 2),
+    "up to two, three apart": (3, 2, 3),
+    "up to five": (5, 1, 1),
+}
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+@pytest.mark.parametrize("depth", [1, 4])
+def test_gradients_of_maxima_in_rows_of_every_length(depth, kernel, stride, dtype):
+    """Rows begin before the first window or with it, and end in each lane; nothing beside them is written."""
+    dtype, by = cases.dtype_of(dtype), itertools.cycle(SEEN_BY.values())
+    for columns, low, high in itertools.product((*range(6, 37), 64, 65), range(kernel), (0, kernel - 1)):
+        taps, step, apart = next(by)
+        x = cases.special((2, depth, 11, columns), dtype, "numbers")
+        windows = {
+            "kernel_size": (min(depth, 2), taps, kernel),
+            "stride": (1, step, stride),
+            "dilation": (1, apart, 1),
+            "padding": ((0, 0), (taps // 2, 0), (low, high)),
+        }
+        found = []
+        for backend in ("native", "reference"):
+            with ap.backends.use(backend):
+                y, pullback = ap.vjp(ap.pool, x, "max", axes=(1, 2, 3), **windows)
+                around = np.full((2, depth, 11, columns + 9), 9, dtype)
+                pullback(cases.special(y.shape, dtype, "infinities and zeros"), out=around[..., 4:-5])
+                found.append(around)
+        assert tolerance.same_bits(*found), (columns, windows)
+
+
 @pytest.mark.parametrize("dtype", cases.FLOATS)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("kernel", [(2, 2), (2, 3), (3, 2), (3, 3)])

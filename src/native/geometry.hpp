@@ -30,19 +30,24 @@ inline Window clip(i64 start, i64 step, i64 taps, i64 n_in) {
   return {start, step, taps, lo, hi};
 }
 
+// Of the outputs of a sliding axis that saw the same input, how far each is from the one before.
+inline i64 outputs_apart(const Axis& a) {
+  i64 divisor = a.dilation;  // the greatest of dilation and stride
+  for (i64 r = a.stride; r;) {
+    const i64 t = divisor % r;
+    divisor = r, r = t;
+  }
+  return a.dilation / divisor;
+}
 // The outputs o of a sliding axis that saw input j: (j + pad - o * stride) = t * dilation for a tap t.
 inline Window transposed_window(const Axis& a, i64 j) {
   i64 first = ceil_div(j + a.pad - (a.kernel - 1) * a.dilation, a.stride);
   i64 last = floor_div(j + a.pad, a.stride);
   if (a.dilation == 1) return clip(first, 1, last - first + 1, a.n_in);
-  i64 step = a.dilation, s = a.stride;  // step = dilation / gcd(dilation, stride)
-  for (i64 r = s; r;) {
-    i64 t = step % r;
-    step = r, r = t;
-  }
-  step = a.dilation / step;
+  const i64 step = outputs_apart(a);
   for (i64 o = first; o < first + step; ++o)
-    if (o <= last && floor_mod(j + a.pad - o * s, a.dilation) == 0) return clip(o, step, (last - o) / step + 1, a.n_in);
+    if (o <= last && floor_mod(j + a.pad - o * a.stride, a.dilation) == 0)
+      return clip(o, step, (last - o) / step + 1, a.n_in);
   return {first, step, 0, 0, 0};
 }
 

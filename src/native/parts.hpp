@@ -225,7 +225,7 @@ struct LaneMask {
     return flags ? v : none;
   }
   // To a sum of floats that is not -0.0, what counts.
-  ANYPOOL_INLINE V add(V sum, V v) const { return sum + choose(v, V{}); }
+  ANYPOOL_INLINE V add(V sum, V v) const { return sum + (V)((Flags)v & flags); }
 };
 #endif
 

@@ -31,7 +31,6 @@ class SelectBackward {
   const SelectRowsRun narrow_;
   const i64 block_;  // rows of inputs that are added up at once
   AroundCaches around_;
-  char* narrow_scratch_ = nullptr;
   const i64 taps_;            // of a plane of a window
   bool in_place_ = false;     // whether sums are added up in grad_x itself
   A* sums_ = nullptr;         // else those of a block
@@ -50,13 +49,9 @@ class SelectBackward {
         arena_{uintptr_t(scratch)},
         narrow_(select_rows_of(plan)),
         block_(rows_at_once()),
-        around_(goes_around(), (narrow_.run ? 1 : block_) * plan.axis[2].n_in * plan.inner * size_of(plan.out), arena_),
+        around_(goes_around(), (narrow_ ? 1 : block_) * plan.axis[2].n_in * plan.inner * size_of(plan.out), arena_),
         taps_(plan.axis[1].kernel * plan.axis[2].kernel) {
-    if (narrow_.run) {
-      narrow_scratch_ = arena_.take(narrow_.scratch_bytes(p_));
-      if (arena_.base) narrow_.prepare(p_, narrow_scratch_);
-      return;
-    }
+    if (narrow_) return;
     const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
     const i64 cb = lower(p_.tile_c, p_.inner), row = w.n_out * cb;
     loaded_ = higher(1, lower(h.n_out, kLoaded / higher(1, row)));  // there may be no outputs at all
@@ -99,7 +94,7 @@ class SelectBackward {
       cb_ = lower(p_.tile_c, p_.inner - c0_);
       outer_ = rest / chunks;
       const i64 first = block * p_.rows_block, last = lower(first + p_.rows_block, p_.axis[1].n_in);
-      if (narrow_.run)
+      if (narrow_)
         narrow_rows(id, first, last);
       else
         for (i64 ih = first; ih < last; ih += block_) {
@@ -116,7 +111,7 @@ class SelectBackward {
  private:
   // Maxima of rows, not of pixels, at stride 1 are slower than memory, whichever way they take to it.
   bool goes_around() const {
-    const bool slow = narrow_.run && p_.inner == 1 && p_.axis[2].stride == 1;
+    const bool slow = narrow_ && p_.inner == 1 && p_.axis[2].stride == 1;
     return in_one_piece(p_, p_.y_stride) && !slow && AroundCaches::gain(p_, &Axis::n_in);
   }
   // Whether no input is seen by two outputs.
@@ -161,32 +156,33 @@ class SelectBackward {
   // Input rows one after the other: the outputs that saw them follow without a division.
   void narrow_rows(i64 id, i64 begin, i64 end) {
     const Axis &d = p_.axis[0], &h = p_.axis[1];
-    const i64 bytes = size_of(p_.in), taps = p_.axis[2].kernel, reach = (h.kernel - 1) * h.dilation;
+    const i64 bytes = size_of(p_.in), taps = p_.axis[2].kernel, reach = (h.kernel - 1) * h.dilation,
+              apart = outputs_apart(h), y_row = p_.y_stride[1] * bytes, written = p_.axis[2].n_in * cb_ * bytes;
     const char* grad = static_cast<const char*>(buf_.x) + offset(p_.x_outer, p_.x_stride, 0, 0) * bytes;
     const uint8_t* code = static_cast<const uint8_t*>(buf_.code) + offset(p_.code_outer, p_.code_stride, 0, 0);
-    char* y = static_cast<char*>(buf_.y) + offset(p_.y_outer, p_.y_stride, id, 0) * bytes;
+    char* y = static_cast<char*>(buf_.y) + offset(p_.y_outer, p_.y_stride, id, begin) * bytes;
+    SeenRows seen;
+    seen.grad_step = apart * p_.x_stride[1] * bytes, seen.code_step = apart * p_.code_stride[1];
+    seen.base_step = -(apart * h.stride / h.dilation) * taps;
     i64 od0, od1, oh0, oh1;
     candidates(d, id, od0, od1);
     candidates(h, begin, oh0, oh1);
-    for (i64 ih = begin; ih < end; ++ih) {
+    for (i64 od = od0; od <= od1; ++od)
+      if (const i64 td = tap_of(d, od, id); td >= 0)
+        seen.depth[seen.depths++] = {grad + od * p_.x_stride[0] * bytes, code + od * p_.code_stride[0],
+                                     td * h.kernel * taps};
+    for (i64 ih = begin; ih < end; ++ih, y += y_row) {
       while (oh0 < h.n_out && oh0 * h.stride - h.pad + reach < ih) ++oh0;
       while (oh1 + 1 < h.n_out && (oh1 + 1) * h.stride - h.pad <= ih) ++oh1;
-      SeenRow seen[kMostSeenRows];
-      int n = 0;
-      for (i64 od = od0; od <= od1; ++od) {
-        const i64 td = tap_of(d, od, id);
-        for (i64 oh = oh0; td >= 0 && oh <= oh1; ++oh) {
-          i64 th = ih - (oh * h.stride - h.pad);
-          if (h.dilation > 1) {
-            if (th % h.dilation) continue;
-            th /= h.dilation;
-          }
-          seen[n++] = {grad + (od * p_.x_stride[0] + oh * p_.x_stride[1]) * bytes,
-                       code + od * p_.code_stride[0] + oh * p_.code_stride[1], (td * h.kernel + th) * taps};
-        }
+      i64 oh = oh0, th = ih + h.pad - oh * h.stride;
+      if (h.dilation > 1) {
+        for (; oh <= oh1 && th % h.dilation; ++oh) th -= h.stride;
+        th /= h.dilation;
       }
-      narrow_.run(p_, narrow_scratch_, seen, n, around_.room(y + ih * p_.y_stride[1] * bytes), cb_);
-      around_.wrote(p_.axis[2].n_in * cb_ * bytes);
+      seen.rows = oh > oh1 ? 0 : apart == 1 ? int(oh1 - oh + 1) : int((oh1 - oh) / apart + 1);
+      seen.grad = oh * p_.x_stride[1] * bytes, seen.code = oh * p_.code_stride[1], seen.base = th * taps;
+      narrow_(p_, seen, around_.room(y), cb_);
+      around_.wrote(written);
     }
   }
 

@@ -7,74 +7,118 @@
 namespace anypool {
 namespace {
 
+constexpr int kMostSeenRows = 27;
+
 // A row of outputs that saw the input row, and the code of its first tap there.
 struct SeenRow {
-  const void* grad;
+  const char* grad;
   const uint8_t* code;
   i64 base;
 };
+// All of them: of each depth so many rows, at the same distances from where that depth begins.
+struct SeenRows {
+  SeenRow depth[kMostSeenRows];
+  int depths = 0, rows = 0;
+  i64 grad = 0, code = 0, base = 0;  // of the first row
+  i64 grad_step, code_step, base_step;
+  int n() const { return depths * rows; }
+  SeenRow at(int d, int r) const {
+    return {depth[d].grad + grad + r * grad_step, depth[d].code + code + r * code_step,
+            depth[d].base + base + r * base_step};
+  }
+};
 
-constexpr int kMostSeenRows = 27;
-
+// A vector of outputs and those before it, by which an input may be seen, too, say what as many inputs won as lie between
+// their first taps. Before the first output there is none; the last vector overlaps the one before.
 template <class T, class A, int KW, int S>
 class SelectRows {
-  static constexpr int L = kLanes<A>, kShifts = (KW - 1) / S + 1;
+  static constexpr int L = kLanes<A>;
   using V = Vec<A, L>;
   using Memory = Lanes<T, A, L>;
-  // Outputs i, i + 1 … i + L - 1, those before by each shift, and the columns whose first windows they are.
-  struct Block {
-    Part seen[kShifts], columns[S];
-    bool whole;  // all of them exist
-  };
 
-  static i64 blocks_of(const Plan& p) {
-    const Axis& w = p.axis[2];
-    return ceil_div(ceil_div(w.n_in + w.pad, S), L);
-  }
+  // Outputs between whose first taps there are only inputs of the row.
+  static i64 outputs_of(const Axis& w) { return lower(w.n_out, (w.n_in + w.pad) / S); }
 
  public:
-  static i64 scratch_bytes(const Plan& p) { return blocks_of(p) * i64(sizeof(Block)); }
-  static void prepare(const Plan& p, char* scratch) {
+  // The first vector ends inside the row, and the last one begins inside it and reads no output before the first.
+  static bool fits(const Axis& w) {
+    const i64 rest = outputs_of(w) - L;
+    return rest >= 0 && w.n_in >= S * L && (rest == 0 || (S * rest >= w.pad && rest >= (KW - 1) / S));
+  }
+  static void run(const Plan& p, const SeenRows& seen, char* y, i64) {
     const Axis& w = p.axis[2];
-    Block* blocks = reinterpret_cast<Block*>(scratch);
-    for (i64 b = 0; b < blocks_of(p); ++b) {
-      Block& block = blocks[b];
-      block.whole = true;
-      const auto part = [&](i64 first, i64 n) {
-        const Inside in = inside<L>(first, n);
-        block.whole &= in.lo == 0 && in.hi == L;
-        return Part(in);
-      };
-      for (int s = 0; s < kShifts; ++s) block.seen[s] = part(b * L - s, w.n_out);
-      for (int s = 0; s < S; ++s) block.columns[s] = part(b * L * S + s * L - w.pad, w.n_in);
+    T* const to = reinterpret_cast<T*>(y);
+    if (seen.depths == 1 && seen.rows == 1) return run_rows<1>(w, seen, to);
+    if (seen.depths == 1 && seen.rows == 2) return run_rows<2>(w, seen, to);
+    if (seen.depths == 1 && seen.rows == 3) return run_rows<3>(w, seen, to);
+    run_rows<0>(w, seen, to);
+  }
+
+ private:
+  // N rows of one depth, for whose codes there are registers; or, if N is 0, any.
+  template <int N>
+  static __attribute__((noinline)) void run_rows(const Axis& w, const SeenRows& seen, T* to) {
+    SeenRow rows[N ? N : kMostSeenRows];
+    const int n = N ? N : seen.n();
+    if constexpr (N > 0)
+      for (int r = 0; r < N; ++r) rows[r] = seen.at(0, r);
+    else
+      for (int d = 0, i = 0; d < seen.depths; ++d)
+        for (int r = 0; r < seen.rows; ++r) rows[i++] = seen.at(d, r);
+    const i64 outputs = outputs_of(w), pad = w.pad;
+    first_ones<N>(rows, n, pad, to);
+    i64 i = L;
+    for (; i + L <= outputs; i += L) vectors<N>(rows, n, i, to + S * i - pad);
+    if (i < outputs) vectors<N>(rows, n, outputs - L, to + S * (outputs - L) - pad);
+    for (i64 j = S * outputs - pad; j < w.n_in; ++j) narrow(to[j], one(rows, n, j + pad, w.n_out));
+  }
+  // The inputs from the first tap of output i on, as many as lie between those of L outputs.
+  template <int N>
+  static ANYPOOL_INLINE void vectors(const SeenRow* rows, int n, i64 i, T* to) {
+    V sum[S] = {};
+    for (int r = 0; r < (N ? N : n); ++r) {
+      const T* grad = reinterpret_cast<const T*>(rows[r].grad) + i;
+      const uint8_t* code = rows[r].code + i;
+      for (int t = KW - 1; t >= 0; --t)
+        Won<T, A>::add(sum[t % S], grad - t / S, code - t / S, uint8_t(rows[r].base + t));
+    }
+    in_order(sum);
+    for (int s = 0; s < S; ++s) Memory::store(to + s * L, sum[s]);
+  }
+  // The inputs between the first taps of the first L outputs, and zeros behind them, which the next vector covers.
+  template <int N>
+  static ANYPOOL_INLINE void first_ones(const SeenRow* rows, int n, i64 pad, T* to) {
+    V sum[S] = {};
+    for (int r = 0; r < (N ? N : n); ++r)
+      add_first<KW - 1>(sum, reinterpret_cast<const T*>(rows[r].grad), rows[r].code, uint8_t(rows[r].base));
+    in_order(sum);
+    T row[(S + 1) * L] = {};
+    for (int s = 0; s < S; ++s) Memory::store(row + s * L, sum[s]);
+    __builtin_memcpy(to, row + pad, sizeof(T) * S * L);
+  }
+  template <int T_>
+  static ANYPOOL_INLINE void add_first(V* sum, const T* grad, const uint8_t* code, uint8_t base) {
+    V won{};
+    Won<T, A>::add(won, grad, code, uint8_t(base + T_));
+    sum[T_ % S] = sum[T_ % S] + Slide<V, L - T_ / S, L>::run(V{}, won);
+    if constexpr (T_ > 0) add_first<T_ - 1>(sum, grad, code, base);
+  }
+  static ANYPOOL_INLINE void in_order(V* sum) {
+    if constexpr (S == 2) {
+      const V even = sum[0], odd = sum[1];
+      sum[0] = Zip<A, L>::low(even, odd), sum[1] = Zip<A, L>::high(even, odd);
     }
   }
-  static void run(const Plan& p, const char* scratch, const SeenRow* rows, int n, char* y, i64) {
-    const Block* block = reinterpret_cast<const Block*>(scratch);
-    T* to = reinterpret_cast<T*>(y) - p.axis[2].pad;
-    const i64 blocks = blocks_of(p);
-    for (i64 b = 0; b < blocks; ++b, ++block, to += L * S) {
-      const i64 i = b * L;
-      V sum[S] = {};
-      for (int r = 0; r < n; ++r) {
-        const T* grad = static_cast<const T*>(rows[r].grad) + i;
-        const uint8_t* code = rows[r].code + i;
-        const int base = int(rows[r].base);
-        if (block->whole)
-          for (int t = KW - 1; t >= 0; --t) Won<T, A>::add(sum[t % S], grad - t / S, code - t / S, uint8_t(base + t));
-        else
-          for (int t = KW - 1; t >= 0; --t)
-            Won<T, A>::add(sum[t % S], grad - t / S, code - t / S, uint8_t(base + t), block->seen[t / S]);
+  // What the input won that lies `at` behind the first output's first tap.
+  static A one(const SeenRow* rows, int n, i64 at, i64 outputs) {
+    const i64 first = at < KW ? 0 : (at - KW) / S + 1, last = lower(at / S, outputs - 1);
+    A sum = 0;
+    for (int r = 0; r < n; ++r)
+      for (i64 o = first; o <= last; ++o) {
+        const A grad = widen(reinterpret_cast<const T*>(rows[r].grad)[o]);
+        sum += rows[r].code[o] == uint8_t(rows[r].base + at - o * S) ? grad : A(0);
       }
-      V columns[S] = {sum[0]};
-      if constexpr (S == 2) columns[0] = Zip<A, L>::low(sum[0], sum[1]), columns[1] = Zip<A, L>::high(sum[0], sum[1]);
-      for (int s = 0; s < S; ++s) {
-        if (block->whole)
-          Memory::store(to + s * L, columns[s]);
-        else
-          Memory::store_part(to + s * L, columns[s], block->columns[s]);
-      }
-    }
+    return sum;
   }
 };
 
@@ -85,13 +129,12 @@ class SelectPixels {
 
  public:
   static constexpr int kMost = 64;  // outputs that may see a pixel
-  static i64 scratch_bytes(const Plan&) { return 0; }
-  static void prepare(const Plan&, char*) {}
-  static void run(const Plan& p, const char*, const SeenRow* rows, int n, char* y, i64 channels) {
+  static void run(const Plan& p, const SeenRows& rows, char* y, i64 channels) {
     const Axis& w = p.axis[2];
     const i64 reach = (w.kernel - 1) * w.dilation;
-    const T* const grad = n ? static_cast<const T*>(rows[0].grad) : nullptr;
-    const uint8_t* const code = n ? rows[0].code : nullptr;
+    const SeenRow nearest = rows.n() ? rows.at(0, 0) : SeenRow{};
+    const T* const grad = reinterpret_cast<const T*>(nearest.grad);
+    const uint8_t* const code = nearest.code;
     T* to = reinterpret_cast<T*>(y);
     i64 first = 0, last = -1;
     for (i64 j = 0; j < w.n_in; ++j, to += p.y_stride[2]) {
@@ -99,17 +142,18 @@ class SelectPixels {
       while (last + 1 < w.n_out && (last + 1) * w.stride - w.pad <= j) ++last;
       SeenAt seen[kMost];
       int m = 0;
-      for (int r = 0; r < n; ++r) {
-        const i64 row = rows[r].code - code;
-        for (i64 o = first; o <= last; ++o) {
-          i64 t = j - (o * w.stride - w.pad);
-          if (w.dilation > 1) {
-            if (t % w.dilation) continue;
-            t /= w.dilation;
+      for (int d = 0; d < rows.depths; ++d)
+        for (int r = 0; r < rows.rows; ++r) {
+          const SeenRow row = rows.at(d, r);
+          for (i64 o = first; o <= last; ++o) {
+            i64 t = j - (o * w.stride - w.pad);
+            if (w.dilation > 1) {
+              if (t % w.dilation) continue;
+              t /= w.dilation;
+            }
+            seen[m++] = {row.code - code + o * p.x_stride[2], uint8_t(row.base + t)};
           }
-          seen[m++] = {row + o * p.x_stride[2], uint8_t(rows[r].base + t)};
         }
-      }
       i64 c = 0;
       for (; c + kMany * L <= channels; c += kMany * L)
         Won<T, A>::template vectors<kMany>(grad + c, code + c, seen, m, to + c);
@@ -121,19 +165,15 @@ class SelectPixels {
   }
 };
 
-struct SelectRowsRun {
-  i64 (*scratch_bytes)(const Plan&) = nullptr;
-  void (*prepare)(const Plan&, char* scratch) = nullptr;
-  // A row of inputs; where channels lie innermost, so many of them.
-  void (*run)(const Plan&, const char* scratch, const SeenRow* rows, int n, char* y, i64 channels) = nullptr;
-};
+// For a row of inputs; where channels lie innermost, so many of them.
+using SelectRowsRun = void (*)(const Plan&, const SeenRows&, char* y, i64 channels);
 
 template <class T, class A>
-SelectRowsRun select_rows(i64 kernel, i64 stride) {
-#define ANYPOOL_SELECT_ROWS(KW, S)                          \
-  if (kernel == KW && stride == S) {                        \
-    using Rows = SelectRows<T, A, KW, S>;                   \
-    return {Rows::scratch_bytes, Rows::prepare, Rows::run}; \
+SelectRowsRun select_rows(const Axis& w) {
+#define ANYPOOL_SELECT_ROWS(KW, S)              \
+  if (w.kernel == KW && w.stride == S) {        \
+    using Rows = SelectRows<T, A, KW, S>;       \
+    return Rows::fits(w) ? Rows::run : nullptr; \
   }
   if constexpr (kLanes<A> >= 4) {
     ANYPOOL_SELECT_ROWS(2, 1)
@@ -144,7 +184,7 @@ SelectRowsRun select_rows(i64 kernel, i64 stride) {
     ANYPOOL_SELECT_ROWS(4, 2)
   }
 #undef ANYPOOL_SELECT_ROWS
-  return {};
+  return nullptr;
 }
 
 // How many outputs an input may be seen by.
@@ -153,10 +193,10 @@ inline i64 seen_by(const Axis& a) { return lower(a.kernel, (a.kernel - 1) * a.di
 // For the plan of a backward pass, in which the axes are those of the forward one; none if its windows are others.
 inline SelectRowsRun select_rows_of(const Plan& p) {
   for (const Axis& a : p.axis)
-    if (a.kind != AxisKind::sliding) return {};
+    if (a.kind != AxisKind::sliding) return nullptr;
   const Axis& w = p.axis[2];
   const i64 rows = seen_by(p.axis[0]) * seen_by(p.axis[1]);
-  if (p.code != Code::u8 || p.out != p.in || rows > kMostSeenRows) return {};
+  if (p.code != Code::u8 || p.out != p.in || rows > kMostSeenRows) return nullptr;
   return with_float_types<SelectRowsRun>(p, [&](auto t, auto a) -> SelectRowsRun {
     using T = typename decltype(t)::type;
     using A = typename decltype(a)::type;
@@ -164,14 +204,14 @@ inline SelectRowsRun select_rows_of(const Plan& p) {
       using Pixels = SelectPixels<T, A>;
       bool alike = p.x_stride[3] == 1 && p.code_stride[3] == 1 && p.y_stride[3] == 1;
       for (int i = 0; i < 3; ++i) alike &= p.x_stride[i] == p.code_stride[i];
-      if (!alike || p.inner < kLanes<A> || rows * seen_by(w) > Pixels::kMost) return {};
-      return {Pixels::scratch_bytes, Pixels::prepare, Pixels::run};
+      if (!alike || p.inner < kLanes<A> || rows * seen_by(w) > Pixels::kMost) return nullptr;
+      return Pixels::run;
     }
     // Rows that fill no vector take longer than putting each gradient where it belongs.
-    if (w.dilation != 1 || w.pad < 0 || w.pad > w.kernel || w.n_out < kLanes<A> || p.x_stride[2] != 1 ||
-        p.y_stride[2] != 1 || p.code_stride[2] != 1)
-      return {};
-    return select_rows<T, A>(w.kernel, w.stride);
+    if (w.dilation != 1 || w.pad < 0 || w.pad > w.kernel || p.x_stride[2] != 1 || p.y_stride[2] != 1 ||
+        p.code_stride[2] != 1)
+      return nullptr;
+    return select_rows<T, A>(w);
   });
 }
 

@@ -62,6 +62,7 @@ DENSE = ("tests/test_kernels.py::test_dense_rows_of_every_length",)
 KERNELS = ("tests/test_kernels.py",)
 KEPT = ("tests/test_gradient_kernels.py::test_gradients_of_windows_that_keep_sizes",)
 PUT = ("tests/test_gradient_kernels.py::test_gradients_put_where_the_winners_are",)
+BY_ROWS = ("tests/test_gradient_kernels.py::test_gradients_of_maxima_in_rows_of_every_length",)
 RESULTS_AROUND = ("tests/test_around_caches.py::test_results_written_around_the_caches",)
 AROUND = ("tests/test_around_caches.py::test_gradients_written_around_the_caches",)
 COMPILED = ("tests/test_torch_counted.py",)
@@ -210,6 +211,10 @@ MUTATIONS = (
              "candidates(h, begin, oh0, unused);", "oh0 = ceil_div(begin, higher(h.stride, 1));", PUT),
     Mutation("native: a gradient in two depths hears of one", "native/select_backward.hpp",
              "const i64* const places = place_ + td * 256;", "const i64* const places = place_;", PUT),
+    Mutation("native: the last vector of a gradient's row begins before it", "native/select_rows.hpp",
+             "(rest == 0 || (S * rest >= w.pad && rest >= (KW - 1) / S))", "true", BY_ROWS),
+    Mutation("native: rows of a gradient were seen by outputs side by side", "native/select_backward.hpp",
+             "apart = outputs_apart(h), y_row", "apart = 1, y_row", BY_ROWS),
     Mutation("native: columns of wide tokens stay as they were", "native/token_reduce.hpp",
              "columns_ = {c, lower(c + step, n_)};", "columns_ = {c, lower(c + step / 2, n_)};",
              ("tests/test_token_sizes.py",)),
