@@ -102,14 +102,14 @@ class SpreadRows {
     }
     return first;
   }
-  // What pair i of columns gets, of one row or the sum of two: its first one from outputs i and, of three, i - 1; the
-  // other one from output i.
+  // What L pairs of columns get, of one row or the sum of two: the first one of pair i from outputs i and, of three,
+  // i - 1; the other one from output i.
   template <class T, int K, bool Two>
-  void spread(T* y, const T* a, const T* b) const {
-    constexpr int L = kLanes<T>;
+  struct Pairs {
+    static constexpr int L = kLanes<T>;
     using V = Vec<T, L>;
-    const i64 n = p_.axis[2].n_out;
-    for (i64 i = 0; i < pairs_; i += L) {
+    V low, high;
+    ANYPOOL_INLINE Pairs(const T* a, const T* b, i64 i) {
       V here = load<V>(a + i);
       if constexpr (Two) here += load<V>(b + i);
       V both = here;
@@ -119,17 +119,24 @@ class SpreadRows {
         both += before;
       }
       both += T(0), here += T(0);  // an input that no window saw: 0.0, not -0.0
-      const V low = Zip<T, L>::low(both, here), high = Zip<T, L>::high(both, here);
-      const i64 at = 2 * i - from_;
-      if (at >= 0 && at + 2 * L <= n) {
-        store(y + at, low), store(y + at + L, high);
-        continue;
-      }
-      T ends[2 * L];
-      store(ends, low), store(ends + L, high);
-      const i64 skipped = at < 0 ? -at : 0, end = n - at < 2 * L ? n - at : 2 * L;
-      __builtin_memcpy(y + at + skipped, ends + skipped, size_t(end - skipped) * sizeof(T));
+      low = Zip<T, L>::low(both, here), high = Zip<T, L>::high(both, here);
     }
+    ANYPOOL_INLINE void store_to(T* y) const { store(y, low), store(y + L, high); }
+  };
+  // The last vector overlaps the one before; the last column of all may be half a pair.
+  template <class T, int K, bool Two>
+  void spread(T* y, const T* a, const T* b) const {
+    using P = Pairs<T, K, Two>;
+    constexpr i64 L = P::L;
+    const i64 n = p_.axis[2].n_out, from = from_, whole = (n + from) / 2;
+    T line[2 * L + 1] = {};
+    P(a, b, 0).store_to(line);
+    if (n < 2 * L) return void(__builtin_memcpy(y, line + from, size_t(n) * sizeof(T)));
+    __builtin_memcpy(y, line + from, 2 * L * sizeof(T));
+    i64 i = L;
+    for (; i + L <= whole; i += L) P(a, b, i).store_to(y + 2 * i - from);
+    if (i < whole) P(a, b, whole - L).store_to(y + 2 * (whole - L) - from);
+    if (2 * whole - from < n) y[n - 1] = P(a, b, whole).low[0];
   }
 };
 
